@@ -1,0 +1,39 @@
+"""The options of the data: where samples come from and how they are prepared."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Optional
+
+from options import Options, option
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions(Options):
+    """Where samples come from and how they are prepared."""
+
+    input_folder: Optional[str] = option(
+        None, "dataset: a folder of images and captions, or one in COCO's layout", aliases=("image_text_folder",)
+    )
+    captions_folder: Optional[str] = option(
+        None, "folder of caption files, when they do not lie with the images; matched by relative path and stem"
+    )
+    annotations: Optional[str] = option(None, "COCO caption JSON; input_folder then holds the images it names")
+    validation_folder: Optional[str] = option(
+        None, "dataset for the validation loss (none: the val split of a COCO layout, or validation_share)"
+    )
+    validation_share: float = option(
+        0.0, "share of the pairs set apart for validation when there is no split of its own", minimum=0, maximum=0.5
+    )
+    generated_data: bool = option(False, "train on random pictures and captions, made on the host")
+    random_resize_crop_lower_ratio: float = option(
+        0.75, "least share of the picture's area that a random square crop keeps; 1 keeps it all",
+        minimum=0.01, maximum=1, aliases=("resize_ratio",),
+    )
+    byteio: bool = option(False, "let images travel as bytes and scale them to 0..1 on the device")
+    max_bad_share: float = option(
+        0.01, "share of the dataset that may be skipped as unusable before training stops", minimum=0, maximum=1
+    )
+    min_image_side: int = option(8, "pixels; an image with a shorter side is skipped as too small", minimum=1)
+    truncate_captions: bool = option(True, "cut captions longer than text_seq_len tokens; off: refuse them")
+    dataloader_workers: int = option(2, "processes that load samples (0: the main process)", minimum=0)

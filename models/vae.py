@@ -1,0 +1,193 @@
+"""The discrete VAE: pictures to a grid of codes and back, trained with the Gumbel-softmax (Jang et al. 2017).
+
+Layers, losses and normalisation are those of DALLE-pytorch's DiscreteVAE, so that its weights give the same numbers.
+Legend: B batch, C channels, H W picture, Y X grid of codes, N codes, E width of a code.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import List, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from models.image_tokenizer import ImageTokenizer, as_unit_range
+
+HALF = ((0.5,) * 4, (0.5,) * 4)
+USAGE_DECAY = 0.99
+DEAD_SHARE = 0.05  # of the share that a code has when all are used alike
+RESTART_NOISE = 0.02
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions and a 1x1 one, added to their input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same."""
+        return self.net(x) + x
+
+
+class DiscreteVAE(ImageTokenizer):
+    """Discrete VAE.
+
+    Args:
+        image_size: side of the pictures in pixels, a multiple of 2 ** num_layers.
+        num_tokens: codes.
+        codebook_dim: width of a code.
+        num_layers: halvings of the side.
+        num_resnet_blocks: residual blocks at the codes' resolution.
+        hidden_dim: channels inside.
+        channels: channels of a picture.
+        smooth_l1_loss: reconstruct under the smooth L1 loss, not the squared error.
+        temperature: of the Gumbel-softmax; may be set anew at every step.
+        straight_through: hard codes forward, soft ones backward.
+        kl_div_loss_weight: weight of the codes' divergence from the uniform distribution.
+        normalization: means and deviations of the channels; None: pictures are taken as they are.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 256,
+        num_tokens: int = 512,
+        codebook_dim: int = 512,
+        num_layers: int = 3,
+        num_resnet_blocks: int = 0,
+        hidden_dim: int = 64,
+        channels: int = 3,
+        smooth_l1_loss: bool = False,
+        temperature: float = 0.9,
+        straight_through: bool = False,
+        kl_div_loss_weight: float = 0.0,
+        normalization: Optional[Tuple[Sequence[float], Sequence[float]]] = HALF,
+    ) -> None:
+        super().__init__()
+        self.image_size, self.num_tokens, self.channels = image_size, num_tokens, channels
+        self.grid = (image_size // 2**num_layers, image_size // 2**num_layers)
+        self.smooth_l1_loss, self.kl_div_loss_weight = smooth_l1_loss, kl_div_loss_weight
+        self.temperature, self.straight_through = temperature, straight_through
+        self.normalization = normalization
+        self.codebook = nn.Embedding(num_tokens, codebook_dim)
+        self.encoder = _make_encoder(channels, hidden_dim, num_layers, num_resnet_blocks, num_tokens)
+        self.decoder = _make_decoder(channels, hidden_dim, num_layers, num_resnet_blocks, codebook_dim)
+        # Moving share of the pixels that take each code: from it come perplexity and the codes to restart.
+        self.register_buffer("usage", torch.full((num_tokens,), 1 / num_tokens))
+
+    def forward(self, images: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """The training losses of pictures (B, C, H, W), in 0..1 or bytes.
+
+        Returns:
+            The loss to minimise, the reconstruction loss and the divergence from the uniform distribution in nats,
+            the latter summed over batch and grid as DALLE-pytorch has it; all scalars.
+        """
+        images = self.normalize(as_unit_range(images))
+        logits = self.encoder(images)  # (B, N, Y, X)
+        if self.training:
+            self._count(logits)
+        codes = F.gumbel_softmax(logits, tau=self.temperature, dim=1, hard=self.straight_through)
+        rebuilt = self.decoder(torch.einsum("b n y x, n e -> b e y x", codes, self.codebook.weight))
+        reconstruction = F.smooth_l1_loss if self.smooth_l1_loss else F.mse_loss
+        reconstruction_loss = reconstruction(rebuilt, images)
+        divergence = _divergence_from_uniform(logits)
+        return reconstruction_loss + self.kl_div_loss_weight * divergence, reconstruction_loss, divergence
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The likeliest codes, see `ImageTokenizer.encode`."""
+        return self.encoder(self.normalize(as_unit_range(images))).argmax(dim=1).flatten(1)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """See `ImageTokenizer.decode`."""
+        codes = rearrange(self.codebook(tokens), "b (y x) e -> b e y x", x=self.grid[1])
+        return self.denormalize(self.decoder(codes)).clamp(0, 1)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """0..1 to what the networks see."""
+        means, deviations = self._moments(images)
+        return (images - means) / deviations
+
+    def denormalize(self, images: Tensor) -> Tensor:
+        """What the networks give to 0..1."""
+        means, deviations = self._moments(images)
+        return images * deviations + means
+
+    def _moments(self, like: Tensor) -> Tuple[Tensor, Tensor]:
+        means, deviations = self.normalization or ((0.0,) * 4, (1.0,) * 4)
+        shape = (1, self.channels, 1, 1)
+        return (
+            like.new_tensor(means[: self.channels]).view(shape),
+            like.new_tensor(deviations[: self.channels]).view(shape),
+        )
+
+    @torch.no_grad()
+    def _count(self, logits: Tensor) -> None:
+        counts = torch.bincount(logits.argmax(dim=1).flatten(), minlength=self.num_tokens)
+        self.usage.lerp_(counts / counts.sum(), 1 - USAGE_DECAY)
+
+
+def codebook_perplexity(usage: Tensor) -> Tensor:
+    """How many codes, used alike, would be as varied as this usage: exp of its entropy; (N,) to a scalar."""
+    shares = usage / usage.sum()
+    return torch.exp(-torch.xlogy(shares, shares).sum())
+
+
+def dead_codes(usage: Tensor) -> Tensor:
+    """Numbers of the codes that are hardly ever taken; usage (N,)."""
+    return (usage < DEAD_SHARE / usage.numel()).nonzero().squeeze(1)
+
+
+@torch.no_grad()
+def restart_dead_codes(vae: DiscreteVAE) -> int:
+    """Turn every dead code into a slightly changed copy of a code in use, drawn by its usage; returns how many.
+
+    Encoder output and codebook entry are copied together, so the copy competes with its donor at once and the two
+    grow apart in training. After Dhariwal et al. 2020, "Jukebox", which restarts the dead codes of a VQ-VAE.
+    """
+    dead = dead_codes(vae.usage)
+    if not len(dead):
+        return 0
+    donors = torch.multinomial(vae.usage, len(dead), replacement=True)
+    to_logits = vae.encoder[-1]
+    for parameter in (to_logits.weight, to_logits.bias, vae.codebook.weight):
+        copies = parameter[donors]
+        parameter[dead] = copies + RESTART_NOISE * copies.std() * torch.randn_like(copies)
+    copies_of = torch.bincount(donors, minlength=vae.num_tokens)
+    vae.usage.div_(1 + copies_of)
+    vae.usage[dead] = vae.usage[donors]
+    return len(dead)
+
+
+def _divergence_from_uniform(logits: Tensor) -> Tensor:
+    log_shares = F.log_softmax(logits, dim=1)
+    return (log_shares.exp() * (log_shares + math.log(logits.shape[1]))).sum()
+
+
+def _make_encoder(channels: int, hidden_dim: int, num_layers: int, blocks: int, num_tokens: int) -> nn.Sequential:
+    layers: List[nn.Module] = []
+    for index in range(num_layers):
+        before = channels if index == 0 else hidden_dim
+        layers.append(nn.Sequential(nn.Conv2d(before, hidden_dim, 4, stride=2, padding=1), nn.ReLU()))
+    layers += [ResidualBlock(hidden_dim) for _ in range(blocks)]
+    return nn.Sequential(*layers, nn.Conv2d(hidden_dim, num_tokens, 1))
+
+
+def _make_decoder(channels: int, hidden_dim: int, num_layers: int, blocks: int, codebook_dim: int) -> nn.Sequential:
+    layers: List[nn.Module] = []
+    if blocks:
+        layers.append(nn.Conv2d(codebook_dim, hidden_dim, 1))
+        layers += [ResidualBlock(hidden_dim) for _ in range(blocks)]
+    for index in range(num_layers):
+        before = codebook_dim if index == 0 and not blocks else hidden_dim
+        layers.append(nn.Sequential(nn.ConvTranspose2d(before, hidden_dim, 4, stride=2, padding=1), nn.ReLU()))
+    return nn.Sequential(*layers, nn.Conv2d(hidden_dim, channels, 1))
