@@ -1,0 +1,141 @@
+"""Images: any file that Pillow can read becomes an RGB picture, or is refused with a reason."""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+from pathlib import Path
+from typing import FrozenSet, List, Optional, Tuple, Union
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+EMPTY_FILE = "empty image file"
+
+# Pillow recognises these without being able to decode them, or (EPS) runs another program on them.
+_NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class BadImage(ValueError):
+    """An image that cannot be used: `kind` is the reason in a few words, `detail` what exactly was found."""
+
+    def __init__(self, kind: str, detail: str = "") -> None:
+        super().__init__(f"{kind}: {detail}")
+        self.kind = kind
+        self.detail = detail
+
+
+def image_formats() -> List[str]:
+    """Return the formats that Pillow decodes here, by Pillow's names."""
+    Image.init()
+    return sorted(set(Image.OPEN) - _NOT_DECODED)
+
+
+def image_extensions() -> FrozenSet[str]:
+    """Return the extensions of the files that Pillow decodes here, in lower case with the dot."""
+    formats = set(image_formats())
+    return frozenset(extension for extension, name in Image.registered_extensions().items() if name in formats)
+
+
+def load_image(path: Union[str, Path], min_side: int = 1, enough: Optional[int] = None) -> Tuple[Image.Image, str]:
+    """Read a file as an upright RGB picture; transparent parts turn white, of an animation the first frame counts.
+
+    Args:
+        path: the file.
+        min_side: pixels; a picture with a shorter side is refused.
+        enough: pixels; a JPEG may be decoded at a fraction of its size as long as both sides keep this many.
+
+    Returns:
+        The picture, and the mode it was stored in.
+
+    Raises:
+        BadImage: it is no image, damaged, too small, or so large that decoding it could exhaust the memory.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd metadata; the size is checked below
+            with Image.open(path, formats=image_formats()) as image:
+                mode = image.mode
+                _check_size(image, min_side)
+                if enough is not None:
+                    image.draft(None, (enough, enough))
+                image.load()
+                turn = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+                rgb = _to_rgb(image)
+                return (rgb if turn is None else rgb.transpose(turn)), mode
+    except BadImage:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadImage("image too large", str(error)) from None
+    except Exception as error:  # decoders raise whatever damaged bytes lead them to
+        kind = EMPTY_FILE if Path(path).is_file() and not Path(path).stat().st_size else "unreadable image"
+        raise BadImage(kind, f"{type(error).__name__}: {error}") from None
+
+
+def random_square_crop(image: Image.Image, size: int, lower_ratio: float, rng: random.Random) -> Image.Image:
+    """Cut a square that keeps between `lower_ratio` and all of the largest one's area; scale it to `size` pixels."""
+    shorter = min(image.size)
+    side = max(1, round(shorter * math.sqrt(rng.uniform(lower_ratio, 1))))
+    return _cut(image, rng.randint(0, image.width - side), rng.randint(0, image.height - side), side, size)
+
+
+def center_square_crop(image: Image.Image, size: int) -> Image.Image:
+    """Cut the largest square in the middle and scale it to `size` pixels."""
+    side = min(image.size)
+    return _cut(image, (image.width - side) // 2, (image.height - side) // 2, side, size)
+
+
+def to_tensor(image: Image.Image, byteio: bool) -> Tensor:
+    """Return an RGB picture as (C, Y, X): uint8 when `byteio`, otherwise float32 in 0..1."""
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    pixels = pixels.view(image.height, image.width, 3).permute(2, 0, 1).contiguous()
+    return pixels if byteio else pixels.float() / 255
+
+
+def _cut(image: Image.Image, left: int, top: int, side: int, size: int) -> Image.Image:
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+
+
+def _check_size(image: Image.Image, min_side: int) -> None:
+    width, height = image.size
+    if min(width, height) < min_side:
+        raise BadImage("image too small", f"{width}x{height} pixels, min_image_side={min_side}")
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+        raise BadImage("image too large", f"{width}x{height} pixels, at most {Image.MAX_IMAGE_PIXELS} are decoded")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_8_bits(image)
+    elif image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale a picture of 16 or 32 bits. Where the format does not define white, the least usual value above all."""
+    values = image.convert("I").convert("F") if image.mode != "F" else image
+    if image.mode.startswith("I;16") or image.format == "PNG":
+        white = 65535.0
+    else:
+        brightest = float(values.getextrema()[1])  # type: ignore[arg-type]
+        usual = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+        white = next((value for value in usual if brightest <= value), brightest)
+    gray = values.point(lambda value: value * (255 / white) + 0.5).convert("L")
+    gray.info.clear()  # a transparent value refers to the old scale
+    return gray
