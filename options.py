@@ -14,7 +14,11 @@ Number = Union[int, float]
 _FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
-class OptionError(ValueError):
+class UserError(ValueError):
+    """Something that whoever runs the program can mend. Commands print its message alone, without a traceback."""
+
+
+class OptionError(UserError):
     """A value that an option does not admit. The message names the option, the value, the rule and the remedy."""
 
 

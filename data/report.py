@@ -14,10 +14,12 @@ import weakref
 from pathlib import Path
 from typing import Any, Counter, Dict, List, Optional, Set, Tuple, Union
 
+from options import UserError
+
 PathLike = Union[str, "os.PathLike[str]"]
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Data that cannot be trained on. The message names the place, what is wrong and the remedy."""
 
 

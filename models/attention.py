@@ -6,7 +6,7 @@ image grid, N keys read by one decoding step.
 
 from __future__ import annotations
 
-from typing import List, Tuple
+from typing import List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -17,20 +17,30 @@ from models.patterns import Pattern
 
 
 class KeyValueCache:
-    """Keys and values of one attention layer for every position of a batch, allocated once at full size."""
+    """Keys and values of one attention layer for every position of a batch.
 
-    def __init__(self, like: Tensor, batch: int, heads: int, length: int, dim_head: int) -> None:
-        """Make room for `length` positions, in the type and on the device of `like`."""
-        self.keys = like.new_zeros(batch, heads, length, dim_head)
-        self.values = like.new_zeros(batch, heads, length, dim_head)
+    Room for all positions is made once, at the first write, in the type that the layer computes in.
+
+    Args:
+        length: positions of a sequence.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.keys: Optional[Tensor] = None
+        self.values: Optional[Tensor] = None
 
     def write(self, start: int, keys: Tensor, values: Tensor) -> None:
         """Store (B, H, n, K) keys and values at positions `start` and after."""
+        if self.keys is None or self.values is None:
+            shape = (*keys.shape[:2], self.length, keys.shape[3])
+            self.keys, self.values = keys.new_zeros(shape), values.new_zeros(shape)
         self.keys[:, :, start : start + keys.shape[2]] = keys
         self.values[:, :, start : start + values.shape[2]] = values
 
     def read(self, positions: Tensor) -> Tuple[Tensor, Tensor]:
-        """Keys and values (B, H, N, K) at `positions`, N ascending numbers."""
+        """Keys and values (B, H, N, K) at `positions`, N ascending numbers, all written before."""
+        assert self.keys is not None and self.values is not None, "nothing was written yet"
         first, count = int(positions[0]), len(positions)
         if int(positions[-1]) - first + 1 == count:  # a run of positions needs no copy
             return self.keys.narrow(2, first, count), self.values.narrow(2, first, count)
@@ -53,7 +63,7 @@ class Attention(nn.Module):
         self, hidden_size: int, num_attention_heads: int, dim_head: int, pattern: Pattern, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.heads, self.dim_head, self.pattern = num_attention_heads, dim_head, pattern
+        self.heads, self.pattern = num_attention_heads, pattern
         inner_size = num_attention_heads * dim_head
         self.to_qkv = nn.Linear(hidden_size, 3 * inner_size, bias=False)
         self.to_out = nn.Linear(inner_size, hidden_size)
@@ -79,12 +89,6 @@ class Attention(nn.Module):
         cache.write(position, k, v)
         keys, values = cache.read(self._keys_of(position))  # (B, H, N, K)
         return self._output(F.scaled_dot_product_attention(q, keys, values))
-
-    def new_cache(self, batch: int) -> KeyValueCache:
-        """An empty cache for `batch` sequences."""
-        return KeyValueCache(
-            self.to_qkv.weight, batch, self.heads, self.pattern.layout.sequence_len, self.dim_head
-        )
 
     def _keys_of(self, position: int) -> Tensor:
         if not self._keys:

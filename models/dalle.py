@@ -134,9 +134,9 @@ class Dalle(nn.Module):
     def _segment_logits(self, x: Tensor, segment: slice) -> Tensor:
         return F.linear(self.norm(x), self.to_logits.weight[segment], self.to_logits.bias[segment])
 
-    def new_caches(self, batch: int) -> List[KeyValueCache]:
-        """Empty caches of all layers for `batch` sequences."""
-        return [layer.attention.new_cache(batch) for layer in self.layers]
+    def new_caches(self) -> List[KeyValueCache]:
+        """Empty caches of all layers."""
+        return [KeyValueCache(self.layout.sequence_len) for _ in self.layers]
 
     def prefill(self, x: Tensor, caches: List[KeyValueCache]) -> Tensor:
         """Run the first positions at once, (B, n, D) embedded to (B, n, D), filling the caches."""

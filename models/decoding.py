@@ -95,7 +95,7 @@ def draw_image_tokens(
 
 
 def _draw_cached(dalle: Dalle, text: Tensor, uniform: Tensor, sampling: SamplingOptions) -> Tensor:
-    caches = dalle.new_caches(len(text))
+    caches = dalle.new_caches()
     x = dalle.prefill(dalle.embed_text(text), caches)[:, -1:]  # (B, 1, D)
     tokens = text.new_empty(len(text), dalle.layout.image_len)
     for index in range(dalle.layout.image_len):
@@ -131,7 +131,7 @@ def complete_text(
         (B, T) ids; from the first padding on, all 0.
     """
     length = length or dalle.text_seq_len
-    caches = dalle.new_caches(len(text))
+    caches = dalle.new_caches()
     start = text.shape[1]
     x = dalle.prefill(dalle.embed_text(text), caches)[:, -1:]  # (B, 1, D)
     for index in range(start, length):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Tuple
+from typing import Any, Dict, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,14 @@ class ImageTokenizer(nn.Module):
         channels: channels of the pictures.
         num_tokens: number of codes.
         grid: rows and columns of codes.
+        arguments: what it was constructed with, in plain containers.
     """
 
     image_size: int
     channels: int
     num_tokens: int
     grid: Tuple[int, int]
+    arguments: Dict[str, Any]
 
     def encode(self, images: Tensor) -> Tensor:
         """Pictures (B, C, image_size, image_size), in 0..1 or bytes, to codes (B, I) in reading order."""
@@ -49,7 +51,7 @@ class TextToImage(nn.Module):
 
     def __init__(self, dalle: Dalle, image_tokenizer: ImageTokenizer) -> None:
         super().__init__()
-        self.image_tokenizer = image_tokenizer.requires_grad_(False)
+        self.image_tokenizer = image_tokenizer.requires_grad_(False).eval()
         self.dalle = dalle
 
     def train(self, mode: bool = True) -> "TextToImage":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Tuple
+from typing import Optional, Tuple
 
 from options import OptionError, Options, option
 
@@ -70,3 +70,13 @@ class DiscreteVAEOptions(Options):
                 f"image_size={self.image_size} is not a multiple of 2 ** num_layers = {step}; "
                 f"take {max(self.image_size // step, 1) * step}"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerOptions(Options):
+    """What turns text and pictures into tokens."""
+
+    vae_path: Optional[str] = option(None, "trained image tokenizer: a checkpoint of train_vae.py, or its folder")
+    vqgan_model_path: Optional[str] = option(None, "weights of a VQGAN")
+    vqgan_config_path: Optional[str] = option(None, "configuration of that VQGAN")
+    bpe_path: Optional[str] = option(None, "text vocabulary, a tokenizers JSON file (none: CLIP's 49,408 words)")

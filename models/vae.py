@@ -82,8 +82,32 @@ class DiscreteVAE(ImageTokenizer):
         self.codebook = nn.Embedding(num_tokens, codebook_dim)
         self.encoder = _make_encoder(channels, hidden_dim, num_layers, num_resnet_blocks, num_tokens)
         self.decoder = _make_decoder(channels, hidden_dim, num_layers, num_resnet_blocks, codebook_dim)
+        self.arguments = dict(
+            image_size=image_size, num_tokens=num_tokens, codebook_dim=codebook_dim, num_layers=num_layers,
+            num_resnet_blocks=num_resnet_blocks, hidden_dim=hidden_dim, channels=channels,
+            smooth_l1_loss=smooth_l1_loss, temperature=temperature, straight_through=straight_through,
+            kl_div_loss_weight=kl_div_loss_weight, normalization=normalization,
+        )
+        self.reset_parameters()
         # Moving share of the pixels that take each code: from it come perplexity and the codes to restart.
         self.register_buffer("usage", torch.full((num_tokens,), 1 / num_tokens))
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights that carry a signal's size through the ReLUs (He et al. 2015).
+
+        With torch's own initialisation the decoder's output hardly depends on the codes at first, and a codebook that
+        makes no difference collapses onto one code.
+        """
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+                inputs = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
+                if isinstance(module, nn.ConvTranspose2d):
+                    inputs //= module.stride[0] * module.stride[1]  # how many of them reach one pixel
+                nn.init.normal_(module.weight, std=(2 / inputs) ** 0.5)
+                nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):  # starts close to the identity
+                nn.init.normal_(module.net[-1].weight, std=0.3 * (2 / module.net[-1].in_channels) ** 0.5)
 
     def forward(self, images: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """The training losses of pictures (B, C, H, W), in 0..1 or bytes.
@@ -93,10 +117,11 @@ class DiscreteVAE(ImageTokenizer):
             the latter summed over batch and grid as DALLE-pytorch has it; all scalars.
         """
         images = self.normalize(as_unit_range(images))
-        logits = self.encoder(images)  # (B, N, Y, X)
+        logits = self.encoder(images).float()  # (B, N, Y, X); in lower precision the Gumbel noise is too coarse
         if self.training:
             self._count(logits)
         codes = F.gumbel_softmax(logits, tau=self.temperature, dim=1, hard=self.straight_through)
+        codes = codes.to(self.codebook.weight.dtype)
         rebuilt = self.decoder(torch.einsum("b n y x, n e -> b e y x", codes, self.codebook.weight))
         reconstruction = F.smooth_l1_loss if self.smooth_l1_loss else F.mse_loss
         reconstruction_loss = reconstruction(rebuilt, images)
@@ -133,7 +158,7 @@ class DiscreteVAE(ImageTokenizer):
     @torch.no_grad()
     def _count(self, logits: Tensor) -> None:
         counts = torch.bincount(logits.argmax(dim=1).flatten(), minlength=self.num_tokens)
-        self.usage.lerp_(counts / counts.sum(), 1 - USAGE_DECAY)
+        self.usage.lerp_((counts / counts.sum()).to(self.usage.dtype), 1 - USAGE_DECAY)
 
 
 def codebook_perplexity(usage: Tensor) -> Tensor:
@@ -157,11 +182,11 @@ def restart_dead_codes(vae: DiscreteVAE) -> int:
     dead = dead_codes(vae.usage)
     if not len(dead):
         return 0
-    donors = torch.multinomial(vae.usage, len(dead), replacement=True)
+    donors = torch.multinomial(vae.usage.index_fill(0, dead, 0), len(dead), replacement=True)
     to_logits = vae.encoder[-1]
     for parameter in (to_logits.weight, to_logits.bias, vae.codebook.weight):
         copies = parameter[donors]
-        parameter[dead] = copies + RESTART_NOISE * copies.std() * torch.randn_like(copies)
+        parameter[dead] = copies + RESTART_NOISE * copies.std(unbiased=False) * torch.randn_like(copies)
     copies_of = torch.bincount(donors, minlength=vae.num_tokens)
     vae.usage.div_(1 + copies_of)
     vae.usage[dead] = vae.usage[donors]

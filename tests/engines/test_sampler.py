@@ -8,7 +8,7 @@ from typing import List, Tuple
 
 import pytest
 
-from data.sampler import EpochSampler
+from engines.sampler import EpochSampler
 
 
 def first(sampler: EpochSampler, count: int) -> List[Tuple[int, int]]:

@@ -13,6 +13,11 @@ from torch.utils.data import Sampler
 _log = logging.getLogger(__name__)
 
 
+def steps_per_epoch(length: int, global_batch: int) -> int:
+    """Optimizer steps of one epoch over `length` samples: whole global batches only, and at least one."""
+    return max(length // global_batch, 1)
+
+
 class EpochSampler(Sampler):  # type: ignore[type-arg]
     """Yields `(epoch, index)` keys, as many each epoch as make whole global batches.
 
@@ -46,7 +51,7 @@ class EpochSampler(Sampler):  # type: ignore[type-arg]
         self.start = start
         self.epochs = epochs
         self.shuffle = shuffle
-        self.steps_per_epoch = max(length // global_batch, 1)
+        self.steps_per_epoch = steps_per_epoch(length, global_batch)
         self.samples_per_epoch = self.steps_per_epoch * global_batch
         self._passes = math.ceil(self.samples_per_epoch / length)  # 1, unless the dataset is smaller than a batch
         if self._passes > 1:

@@ -1,0 +1,187 @@
+"""Checkpoints: one file holds all that a run needs to go on, and all that drawing needs.
+
+A file is written beside its place, flushed to the disk and renamed, so that whatever happens, the newest whole one is
+there. Nothing is unpickled that is not a tensor or a plain container.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from bpe.tokenizer import Tokenizer, tokenizer_from_json
+from models.build import build_image_tokenizer, describe_image_tokenizer
+from models.dalle import Dalle
+from models.image_tokenizer import ImageTokenizer, TextToImage
+from models.options import TransformerOptions
+from options import UserError
+
+FORMAT = 1
+_PARTIAL = ".partial"
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be used. The message names the file, what is wrong and the remedy."""
+
+
+class CheckpointFolder:
+    """The checkpoints of one run.
+
+    Args:
+        folder: where they lie; created at the first save.
+        kind: what they hold, "dalle" or "vae"; files are named `<kind>_<step>.pt`.
+        keep: how many to keep, the newest; 0 keeps all.
+    """
+
+    def __init__(self, folder: Path, kind: str, keep: int = 0) -> None:
+        self.folder, self.kind, self.keep = folder, kind, keep
+
+    def files(self) -> List[Path]:
+        """The checkpoints, the newest first, by number."""
+        numbered = []
+        for path in self.folder.glob(f"{self.kind}_*.pt") if self.folder.is_dir() else ():
+            match = re.fullmatch(rf"{self.kind}_(\d+)\.pt", path.name)
+            if match:
+                numbered.append((int(match.group(1)), path))
+        return [path for _, path in sorted(numbered, reverse=True)]
+
+    def save(self, step: int, state: Mapping[str, Any]) -> Path:
+        """Save the state after `step`, then remove what is older than the `keep` newest."""
+        path = self.folder / f"{self.kind}_{step}.pt"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, dict(state, format=FORMAT, kind=self.kind))
+        for old in self.files()[self.keep :] if self.keep else ():
+            old.unlink()
+        for partial in self.folder.glob(f"{self.kind}_*{_PARTIAL}"):  # left by a run that was killed while saving
+            partial.unlink()
+        return path
+
+    def newest(self) -> Optional[Tuple[Path, Dict[str, Any]]]:
+        """The newest whole checkpoint with its contents; torn ones are passed over. None when there is none.
+
+        Raises:
+            CheckpointError: there are checkpoints, and not one is whole.
+        """
+        torn = []
+        for path in self.files():
+            try:
+                return path, read_checkpoint(path, self.kind)
+            except CheckpointError as error:
+                torn.append(str(error))
+        if torn:
+            raise CheckpointError(f"{self.folder} holds no whole checkpoint: {'; '.join(torn)}")
+        return None
+
+
+def write_atomically(path: Path, state: Mapping[str, Any]) -> None:
+    """Write `state` to `path` such that `path` is either the old file or the whole new one, even after a crash."""
+    partial = path.with_name(path.name + _PARTIAL)
+    with partial.open("wb") as file:
+        torch.save(dict(state), file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_checkpoint(path: Path, kind: str) -> Dict[str, Any]:
+    """The contents of one checkpoint of this program, on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, torn, of another kind, or names anything to run.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; check the path")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path} holds more than tensors and plain containers, or is torn: {error}") from None
+    except Exception as error:  # torch raises whatever it stumbles on; every one means that the file is not whole
+        raise CheckpointError(f"{path} is torn or no checkpoint ({type(error).__name__}); use another one") from None
+    if not isinstance(state, dict) or "format" not in state:
+        raise CheckpointError(f"{path} is no checkpoint of this program; give one that train.py or train_vae.py wrote")
+    if state["format"] > FORMAT:
+        raise CheckpointError(f"{path} has format {state['format']}, newer than {FORMAT}; use a newer program")
+    if state["kind"] != kind:
+        raise CheckpointError(f"{path} holds a {state['kind']}, and a {kind} is needed here; give another file")
+    return state
+
+
+def find_checkpoint(path: str, kind: str) -> Tuple[Path, Dict[str, Any]]:
+    """Read the checkpoint at `path`: a file, or the newest whole one of a folder.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    place = Path(path).expanduser()
+    if not place.is_dir():
+        return place, read_checkpoint(place, kind)
+    for folder in (place, place / "ckpt"):
+        found = CheckpointFolder(folder, kind).newest()
+        if found:
+            return found
+    raise CheckpointError(f"{place} holds no {kind}_<step>.pt; give the folder of a training run, or a file")
+
+
+def inference_weights(state: Mapping[str, Any]) -> Dict[str, Tensor]:
+    """The weights to draw with: the averaged ones where there are any."""
+    weights = dict(state["weights"])
+    if state["average"]:
+        weights.update(state["average"]["weights"])
+    return weights
+
+
+def identity(module: nn.Module) -> str:
+    """A digest of a module's weights: equal only for equal weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def describe_vae(vae: ImageTokenizer) -> Dict[str, Any]:
+    """What a checkpoint of kind "vae" says beside the weights."""
+    return {"image_tokenizer": describe_image_tokenizer(vae)}
+
+
+def load_vae(path: str) -> ImageTokenizer:
+    """The image tokenizer of a checkpoint, in evaluation mode. Errors as `find_checkpoint`."""
+    _, state = find_checkpoint(path, "vae")
+    vae = build_image_tokenizer(state["image_tokenizer"])
+    vae.load_state_dict(inference_weights(state))
+    return vae.eval()
+
+
+def describe_text_to_image(model: TextToImage, options: Dict[str, Any], tokenizer: Tokenizer) -> Dict[str, Any]:
+    """What a checkpoint of kind "dalle" says beside the weights: enough to build the model and to read text."""
+    return {
+        "transformer": options,
+        "image_tokenizer": describe_image_tokenizer(model.image_tokenizer),
+        "image_tokenizer_identity": identity(model.image_tokenizer),
+        "tokenizer": tokenizer.to_json(),
+        "tokenizer_identity": tokenizer.identity,
+    }
+
+
+def load_text_to_image(state: Mapping[str, Any]) -> Tuple[TextToImage, Tokenizer]:
+    """The model of a checkpoint's contents, in evaluation mode, and its text tokenizer."""
+    tokenizer = tokenizer_from_json(state["tokenizer"])
+    image_tokenizer = build_image_tokenizer(state["image_tokenizer"])
+    options = TransformerOptions(**state["transformer"])
+    model = TextToImage(
+        Dalle(options, tokenizer.vocab_size, image_tokenizer.num_tokens, image_tokenizer.grid), image_tokenizer
+    )
+    model.load_state_dict(inference_weights(state))
+    return model.eval(), tokenizer

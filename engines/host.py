@@ -1,0 +1,227 @@
+"""The host engine: one CPU or one GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+import platform
+from pathlib import Path
+from typing import Any, Dict, Iterable, Iterator, List, Optional
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from engines.sampler import EpochSampler
+from engines.base import Batch, Inputs
+from engines.memory import estimate_memory, measure_activations
+from engines.options import IpuOptions, TrainingOptions
+from optim import (
+    WeightAverage,
+    clip_gradients,
+    load_named_optimizer_state,
+    make_optimizer,
+    named_optimizer_state,
+    trainable_parameters,
+)
+from options import OptionError
+
+_log = logging.getLogger(__name__)
+_ONLY_ON_IPU = ("synthetic_data", "compile_only", "executable_cache_dir", "profile_dir")
+_BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
+
+
+class HostEngine:
+    """Training steps on one CPU or one GPU; see `engines.base.Engine`.
+
+    Args:
+        model: its forward returns a tuple of scalars, the loss to minimise first.
+        training: the options of the step.
+        ipu: what asks for an IPU is refused; what only places or rounds on one is named as without effect.
+        workers: processes that load samples.
+    """
+
+    is_main = True
+
+    def __init__(self, model: nn.Module, training: TrainingOptions, ipu: IpuOptions, workers: int) -> None:
+        _refuse_ipu_only(ipu)
+        self.options, self.workers = training, workers
+        self.device = _choose_device(training.device)
+        self.dtype = _choose_dtype(training, self.device)
+        self.model = model.to(self.device)
+        self.optimizer = make_optimizer(self.model, training)
+        self.average = WeightAverage(self.model, training.ema_decay) if training.ema_decay else None
+        self.scaler = torch.cuda.amp.GradScaler(
+            init_scale=training.loss_scaling, enabled=self.dtype == torch.float16,
+            # without automatic loss scaling only an overflow changes the factor
+            growth_interval=2000 if training.enable_als else 2**31 - 1,
+        ) if self.device.type == "cuda" else None  # fmt: skip
+
+    def compile(self, example: Inputs) -> str:
+        """See `Engine.compile`; runs one forward pass, which leaves no trace."""
+        self.model.eval()
+        with self._autocast():
+            activations = measure_activations(self.model, self._to_device(example))
+        return estimate_memory(self.model, activations, averaged=self.average is not None)
+
+    def loader(self, dataset: "Dataset[Any]", start: int, epochs: Optional[int]) -> Iterator[Batch]:
+        """See `Engine.loader`; micro batches come one by one, so that a global batch never lies in memory whole."""
+        options = self.options
+        sampler = EpochSampler(len(dataset), options.global_batch, options.random_seed, start, epochs)  # type: ignore[arg-type]
+        micro_batches = iter(self._data_loader(dataset, sampler=sampler))
+        samples = itertools.count() if epochs is None else range(len(sampler) // options.global_batch)
+        for _ in itertools.islice(samples, 0, None, options.device_iterations):
+            yield itertools.islice(micro_batches, options.micro_batches * options.device_iterations)
+
+    def validation_loader(self, dataset: "Dataset[Any]") -> Iterable[Inputs]:
+        """See `Engine.validation_loader`."""
+        return self._data_loader(dataset, shuffle=False)
+
+    def step(self, batch: Batch) -> Tensor:
+        """See `Engine.step`."""
+        self.model.train()
+        micro_batches = iter(batch)
+        updates: List[Tensor] = []
+        while True:
+            update = list(itertools.islice(micro_batches, 1))
+            if not update:
+                return torch.stack(updates).mean(dim=0)
+            rest = itertools.islice(micro_batches, self.options.micro_batches - 1)
+            updates.append(self._update(itertools.chain(update, rest)))
+
+    def evaluate(self, inputs: Inputs) -> Tensor:
+        """See `Engine.evaluate`."""
+        with torch.no_grad(), self._autocast():
+            return torch.stack(self.model(*self._to_device(inputs))).float()
+
+    @contextlib.contextmanager
+    def inference(self) -> Iterator[nn.Module]:
+        """See `Engine.inference`."""
+        self.model.eval()
+        if self.average:
+            self.average.swap(self.model)
+        try:
+            with torch.no_grad(), self._autocast():
+                yield self.model
+        finally:
+            if self.average:
+                self.average.swap(self.model)
+
+    def set_learning_rate(self, rate: float) -> None:
+        """See `Engine.set_learning_rate`."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def state_dict(self) -> Dict[str, Any]:
+        """See `Engine.state_dict`."""
+        random = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state()
+        return {
+            "weights": self.model.state_dict(),
+            "optimizer": named_optimizer_state(self.optimizer, self.model),
+            "average": self.average.state_dict() if self.average else None,
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+            "random": random,
+        }
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """See `Engine.load_state_dict`."""
+        self.model.load_state_dict(state["weights"])
+        load_named_optimizer_state(self.optimizer, self.model, state["optimizer"])
+        if self.average and state["average"]:
+            self.average.load_state_dict(state["average"])
+        if self.scaler and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["random"]["cpu"])
+        if self.device.type == "cuda" and "cuda" in state["random"]:
+            torch.cuda.set_rng_state(state["random"]["cuda"])
+
+    def close(self) -> None:
+        """See `Engine.close`; nothing to do."""
+
+    def _update(self, micro_batches: Iterable[Inputs]) -> Tensor:
+        """One optimizer step over the micro batches of a global batch; the mean scalars, (n,)."""
+        total: Optional[Tensor] = None
+        for inputs in micro_batches:
+            with self._autocast():
+                scalars = self.model(*self._to_device(inputs))
+            self._backward(scalars[0] / self.options.micro_batches)
+            summed = torch.stack([scalar.detach().float() for scalar in scalars])
+            total = summed if total is None else total + summed
+        assert total is not None, "an update needs at least one micro batch"
+        self._apply_gradients()
+        if self.average:
+            self.average.update(self.model)
+        return total / self.options.micro_batches
+
+    def _backward(self, loss: Tensor) -> None:
+        (self.scaler.scale(loss) if self.scaler else loss).backward()
+
+    def _apply_gradients(self) -> None:
+        if self.scaler:
+            self.scaler.unscale_(self.optimizer)
+        clip_gradients((p for _, p in trainable_parameters(self.model)), self.options.clip_grad_norm)
+        if self.scaler:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _autocast(self) -> "torch.autocast":
+        enabled = self.dtype != torch.float32
+        return torch.autocast(self.device.type, dtype=self.dtype if enabled else torch.bfloat16, enabled=enabled)
+
+    def _to_device(self, inputs: Inputs) -> Inputs:
+        inputs = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
+        return tuple(tensor.to(self.device, non_blocking=True) for tensor in inputs)
+
+    def _data_loader(self, dataset: "Dataset[Any]", **order: Any) -> "DataLoader[Any]":
+        return DataLoader(
+            dataset,
+            batch_size=self.options.batch_size,
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            # its own generator: the loader must not take from the random numbers that training uses
+            generator=torch.Generator().manual_seed(self.options.random_seed),
+            **order,
+        )
+
+
+def _choose_device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise OptionError("device=cuda, and torch sees no GPU here; use --device cpu, or install torch for CUDA")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def _choose_dtype(training: TrainingOptions, device: torch.device) -> torch.dtype:
+    """The type that products are computed in: on a CPU without instructions for the one asked for, float32."""
+    if device.type == "cuda":
+        return torch.float16 if training.fp16 else torch.bfloat16 if training.bf16 else torch.float32
+    if training.bf16 and has_bf16_instructions():
+        return torch.bfloat16
+    if training.fp16 or training.bf16:
+        asked = "fp16" if training.fp16 else "bf16"
+        _log.warning("%s=true: this CPU has no fast instructions for it; computing in float32", asked)
+    return torch.float32
+
+
+def has_bf16_instructions() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware; without that it is slower than float32."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text(encoding="ascii", errors="replace").split() if cpuinfo.exists() else []
+    return any(instruction in flags for instruction in _BF16_INSTRUCTIONS)
+
+
+def _refuse_ipu_only(ipu: IpuOptions) -> None:
+    changed = [f.name for f in dataclasses.fields(ipu) if getattr(ipu, f.name) != f.default]
+    for name in _ONLY_ON_IPU:
+        if name in changed:
+            raise OptionError(f"{name}={getattr(ipu, name)} is for IPUs, and engine is host; leave {name} out")
+    if changed:
+        _log.info("for IPUs only, without effect on the host engine: %s", ", ".join(changed))

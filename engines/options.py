@@ -1,0 +1,83 @@
+"""The options of training: the step, its precision, its optimizer, and what only IPUs know."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Optional, Tuple
+
+from options import OptionError, Options, option
+
+OPTIMIZERS = ("Adam", "AdamW")
+SCHEDULES = ("multi_step", "constant", "ReduceLROnPlateau", "cosine")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOptions(Options):
+    """The training step. A global batch is batch_size x gradient_accumulation x replication_factor samples."""
+
+    engine: str = option("host", "what runs the step: host (one CPU or one GPU)", choices=("host",))
+    device: str = option("auto", "device of the host engine: cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
+    batch_size: int = option(1, "samples of one forward pass (the micro batch)", minimum=1)
+    gradient_accumulation: int = option(1, "micro batches of one optimizer step", minimum=1, aliases=("ga_steps",))
+    replication_factor: int = option(1, "copies of the model that share a global batch", minimum=1)
+    device_iterations: int = option(1, "optimizer steps of one call of the engine", minimum=1)
+    epochs: int = option(1, "passes through the dataset", minimum=1)
+    max_steps: Optional[int] = option(None, "optimizer steps, in place of epochs", minimum=1)
+    random_seed: int = option(42, "seed of weights, order and choices", minimum=0, aliases=("seed",))
+    optimizer: str = option("Adam", "Adam or AdamW", choices=OPTIMIZERS)
+    learning_rate: float = option(3e-4, "the schedule's highest learning rate", minimum=0)
+    lr_scheduler: str = option("ReduceLROnPlateau", ", ".join(SCHEDULES), choices=SCHEDULES)
+    warmup_steps: Optional[int] = option(
+        None, "steps of linear warm-up (none: 20 % of training for multi_step and constant, 5 % for cosine, else 0)",
+        minimum=0,
+    )
+    weight_decay: float = option(0.0, "weight decay of everything with more than one dimension", minimum=0)
+    adam_beta2: float = option(0.999, "decay of Adam's second moment", minimum=0, maximum=0.999999)
+    clip_grad_norm: float = option(0.0, "largest norm of the gradient (0: any)", minimum=0)
+    ema_decay: float = option(
+        0.0, "decay of the moving average of the weights that validation and drawing use (0: none)",
+        minimum=0, maximum=0.999999,
+    )
+    fp16: bool = option(False, "compute in half precision")
+    bf16: bool = option(False, "compute in bfloat16, with weights and updates in float32")
+    loss_scaling: float = option(1.0, "factor of the loss under fp16 (where the GPU engine's scaling starts)", minimum=0)
+    enable_als: bool = option(False, "adapt the loss scaling to the gradients")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fp16 and self.bf16:
+            raise OptionError("fp16=true and bf16=true exclude each other; switch one off")
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro batches of one optimizer step, over all replicas."""
+        return self.gradient_accumulation * self.replication_factor
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of one optimizer step."""
+        return self.batch_size * self.micro_batches
+
+
+@dataclasses.dataclass(frozen=True)
+class IpuOptions(Options):
+    """Placement and numerics on IPUs. Other engines run the same entries and name those without effect on them."""
+
+    ipus_per_replica: int = option(1, "IPUs of one pipeline", minimum=1)
+    layers_per_ipu: Tuple[int, ...] = option((0, 0, 8, 8), "layers on each IPU of the pipeline", minimum=0)
+    embedding_ipu_id: int = option(0, "IPU of the embeddings", minimum=0)
+    cls_ipu_id: Optional[int] = option(None, "IPU of the output projection (none: the last layer's)", minimum=0)
+    embedding_serialization_factor: int = option(1, "splits of text embedding and output projection", minimum=1)
+    matmul_proportion: Tuple[float, ...] = option(
+        (0.6,), "share of memory for matrix products: one value or one an IPU", minimum=0, maximum=1
+    )
+    stochastic_rounding: bool = option(False, "round half precision values at random")
+    enable_half_partials: bool = option(False, "accumulate matrix products in half precision")
+    enable_rts: bool = option(False, "shard the optimizer state over the replicas")
+    optimizer_state_offchip: bool = option(False, "keep the optimizer state in the host's memory")
+    enable_half_first_order_momentum: bool = option(False, "keep Adam's first moment in half precision")
+    async_dataloader: bool = option(True, "load batches in a thread of their own")
+    synthetic_data: bool = option(False, "random data made on the device")
+    compile_only: bool = option(False, "compile and stop")
+    executable_cache_dir: Optional[str] = option(None, "folder of compiled programs")
+    profile_dir: Optional[str] = option(None, "folder of profiles")

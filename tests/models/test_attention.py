@@ -1,0 +1,72 @@
+"""Attention in the form that suits its pattern, against the dense form of the textbook."""
+
+from __future__ import annotations
+
+from typing import Any, Tuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.attention import Attention
+from models.patterns import Pattern
+
+WIDTH, HEADS, HEAD_WIDTH, BATCH = 6, 2, 3, 2
+
+
+def attention_of(pattern: Pattern, **options: Any) -> Attention:
+    return Attention(WIDTH, HEADS, HEAD_WIDTH, pattern, **options).double()
+
+
+def sequences(length: int) -> Tensor:
+    return torch.randn(BATCH, length, WIDTH, dtype=torch.float64, requires_grad=True)
+
+
+def dense_attention(attention: Attention, x: Tensor) -> Tensor:
+    """Softmax over all scores, the forbidden ones at -inf; no einops, nothing fused."""
+    length = x.shape[1]
+    q, k, v = attention.to_qkv(x).view(BATCH, length, 3, HEADS, HEAD_WIDTH).permute(2, 0, 3, 1, 4)
+    scores = q.matmul(k.transpose(2, 3)) / HEAD_WIDTH**0.5
+    weights = torch.where(attention.pattern.mask(length), scores, -torch.inf).softmax(dim=-1)
+    return attention.to_out(weights.matmul(v).transpose(1, 2).reshape(BATCH, length, HEADS * HEAD_WIDTH))
+
+
+def values_and_gradients(attention: Attention, x: Tensor, out: Tensor) -> Tuple[Tensor, ...]:
+    """The output, and the gradients of an uneven sum of it in input and weights."""
+    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+    return (out, *torch.autograd.grad((out * weights).sum(), [x, *attention.parameters()]))
+
+
+@pytest.mark.parametrize("pixels", [-2, 0, 1, 4, None], ids=["part-of-text", "text", "1-pixel", "4-pixels", "all"])
+def test_attention_equals_dense_attention_in_value_and_gradient(pattern: Pattern, pixels: Any) -> None:
+    layout = pattern.layout
+    x = sequences(layout.sequence_len if pixels is None else layout.text_len + pixels)
+    attention = attention_of(pattern)
+    got = values_and_gradients(attention, x, attention(x))
+    wanted = values_and_gradients(attention, x, dense_attention(attention, x))
+    for ours, dense in zip(got, wanted):
+        torch.testing.assert_close(ours, dense)
+
+
+@pytest.mark.parametrize("prefilled", [1, 3, 6])
+def test_prefill_and_single_steps_equal_the_whole_sequence(pattern: Pattern, prefilled: int) -> None:
+    attention, x = attention_of(pattern), sequences(pattern.layout.sequence_len)
+    cache = attention.new_cache(BATCH)
+    parts = [attention.prefill(x[:, :prefilled], cache)]
+    for position in range(prefilled, x.shape[1]):
+        parts.append(attention.decode(x[:, position : position + 1], position, cache))
+    torch.testing.assert_close(torch.cat(parts, dim=1), attention(x))
+
+
+def test_a_step_reads_only_the_keys_that_its_pattern_allows(pattern: Pattern) -> None:
+    attention, position = attention_of(pattern), pattern.layout.sequence_len - 1
+    cache = attention.new_cache(BATCH)
+    for stored in (cache.keys, cache.values):
+        stored[:, :, ~pattern.mask(position + 1)[position]] = torch.nan
+    assert attention.decode(sequences(1), position, cache).isfinite().all()
+
+
+def test_dropout_changes_training_and_nothing_else(pattern: Pattern) -> None:
+    attention, x = attention_of(pattern, dropout=0.5), sequences(pattern.layout.sequence_len)
+    assert not torch.equal(attention(x), attention(x))
+    torch.testing.assert_close(attention.eval()(x), dense_attention(attention, x))

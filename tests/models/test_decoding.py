@@ -1,0 +1,195 @@
+"""Drawing: tokens from logits, pictures from texts, texts from their beginnings."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, List, Tuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.dalle import Dalle
+from models.decoding import (
+    SamplingOptions,
+    complete_text,
+    draw_image_tokens,
+    draw_token,
+    filter_top_k,
+    filter_top_p,
+    uniform_numbers,
+)
+from models.options import ATTENTION_TYPES
+
+PLAIN = SamplingOptions(top_k=0)
+TEXTS = torch.tensor([[3, 7, 1, 0, 0], [3, 7, 1, 5, 0], [9, 2, 8, 4, 6]])
+SEEDS = [5, 6, 7]
+MODELS: List[Dict[str, Any]] = [{"attn_types": kind} for kind in ATTENTION_TYPES]
+MODELS += [
+    {"attn_types": "conv_like", "conv_kernel_size": 3, "conv_dilation": 2, "conv_window": "centered"},
+    {"attn_types": ATTENTION_TYPES, "num_hidden_layers": 4, "sandwich_norm": True},
+]
+
+
+@pytest.fixture(params=MODELS, ids=lambda options: "-".join(str(value) for value in options.values()))
+def dalle(request: pytest.FixtureRequest, make_dalle: Callable[..., Dalle]) -> Dalle:
+    """Models of every kind of attention, and one of all together."""
+    return make_dalle(**request.param)
+
+
+def draw(dalle: Dalle, text: Tensor = TEXTS, seeds: List[int] = SEEDS, **options: Any) -> Tensor:
+    return draw_image_tokens(dalle, text, uniform_numbers(seeds, dalle.layout.image_len), PLAIN, **options)
+
+
+@pytest.mark.parametrize("grid", [(3, 4), (5, 2), (1, 3), (1, 1)], ids=lambda grid: f"{grid[0]}x{grid[1]}")
+@pytest.mark.parametrize("options", MODELS, ids=lambda options: "-".join(str(value) for value in options.values()))
+def test_drawing_with_a_cache_gives_the_tokens_of_drawing_without(
+    make_dalle: Callable[..., Dalle], options: Dict[str, Any], grid: Tuple[int, int]
+) -> None:
+    dalle = make_dalle(grid, **options)
+    assert torch.equal(draw(dalle), draw(dalle, use_cache=False))
+
+
+@pytest.mark.parametrize("prefilled", [1, 6, 10])
+def test_logits_of_prefill_and_single_steps_equal_those_of_training(dalle: Dalle, prefilled: int) -> None:
+    text, image_tokens = dalle.number_padding(TEXTS), torch.randint(13, (3, 12))
+    x = torch.cat((dalle.embed_text(text), dalle.embed_image(image_tokens[:, :-1])), dim=1)
+    caches = dalle.new_caches(3)
+    parts = [dalle.prefill(x[:, :prefilled], caches)]
+    for position in range(prefilled, x.shape[1]):
+        parts.append(dalle.decode(x[:, position : position + 1], position, caches))
+    out = torch.cat(parts, dim=1)
+    logits = (dalle.text_logits(out[:, :5]), dalle.image_logits(out[:, 5:]))
+    torch.testing.assert_close(logits, dalle.logits(text, image_tokens))
+
+
+def test_a_picture_is_the_same_alone_and_in_any_batch(dalle: Dalle) -> None:
+    together = draw(dalle)
+    assert torch.equal(draw(dalle, TEXTS.flip(0), SEEDS[::-1]), together.flip(0))
+    for text, seed, tokens in zip(TEXTS, SEEDS, together):
+        assert torch.equal(draw(dalle, text[None], [seed])[0], tokens)
+
+
+def test_every_seed_and_every_text_gives_a_picture_of_its_own(dalle: Dalle) -> None:
+    by_seed = draw(dalle, TEXTS[:1].expand(3, -1))
+    by_text = draw(dalle, seeds=[5, 5, 5])
+    assert len(by_seed.unique(dim=0)) == len(by_text.unique(dim=0)) == 3
+
+
+def test_the_length_of_the_padding_alone_changes_the_picture(make_dalle: Callable[..., Dalle]) -> None:
+    dalle = make_dalle()
+    shorter, longer = draw(dalle, torch.tensor([[3, 7, 0, 0, 0], [3, 7, 7, 0, 0]]), [5, 5])
+    assert not torch.equal(shorter, longer)
+
+
+def test_temperature_0_draws_the_likeliest_tokens_whatever_the_seed(make_dalle: Callable[..., Dalle]) -> None:
+    dalle, greedy = make_dalle(), SamplingOptions(temperature=0)
+    tokens = draw_image_tokens(dalle, TEXTS, uniform_numbers(SEEDS, 12), greedy)
+    assert torch.equal(draw_image_tokens(dalle, TEXTS, uniform_numbers([0, 1, 2], 12), greedy), tokens)
+    _, logits = dalle.logits(dalle.number_padding(TEXTS), tokens)
+    assert torch.equal(logits.argmax(dim=-1), tokens)
+
+
+def test_a_seed_s_numbers_do_not_depend_on_the_other_seeds() -> None:
+    numbers = uniform_numbers([4, 9, 4], 100)
+    assert torch.equal(numbers[0], numbers[2]) and not torch.equal(numbers[0], numbers[1])
+    assert torch.equal(uniform_numbers([9], 100)[0], numbers[1])
+    assert 0 <= numbers.min() and numbers.max() < 1
+
+
+@pytest.mark.parametrize("share, kept", [(0.0, 16), (0.25, 12), (0.5, 8), (0.9375, 1), (1.0, 1)])
+def test_top_k_drops_the_stated_share_the_least_first(share: float, kept: int) -> None:
+    logits = torch.randn(3, 16)
+    filtered = filter_top_k(logits, share)
+    ranks = logits.argsort(descending=True).argsort()
+    assert torch.equal(filtered, torch.where(ranks < kept, logits, -torch.inf))
+
+
+@pytest.mark.parametrize(
+    "probability, kept",
+    [(1e-6, [3]), (0.49, [3]), (0.51, [0, 3]), (0.74, [0, 3]), (0.76, [0, 2, 3]), (0.95, [0, 1, 2, 3])],
+)
+def test_top_p_keeps_the_least_set_that_reaches_the_probability(probability: float, kept: List[int]) -> None:
+    logits = torch.tensor([[0.25, 0.1, 0.15, 0.5], [0.5, 0.15, 0.1, 0.25]]).log()
+    filtered = filter_top_p(logits, probability)
+    assert filtered[0].isfinite().nonzero().squeeze(1).tolist() == kept
+    assert torch.equal(filtered[0, kept], logits[0, kept])
+    assert torch.equal(filtered[1], filtered[0].flip(0))
+
+
+SHARES = torch.tensor([0.05, 0.3, 0.0, 0.1, 0.2, 0.35])
+
+
+@pytest.mark.parametrize(
+    "sampling, wanted",
+    [
+        (PLAIN, SHARES),
+        (SamplingOptions(top_k=0, temperature=0.5), SHARES**2),
+        (SamplingOptions(top_k=0, temperature=2), SHARES**0.5),
+        (SamplingOptions(top_k=0.5), torch.tensor([0, 0.3, 0, 0, 0.2, 0.35])),
+        (SamplingOptions(top_k=0, top_p=0.6), torch.tensor([0, 0.3, 0, 0, 0, 0.35])),
+        (SamplingOptions(top_k=0.5, top_p=0.7), torch.tensor([0, 0.3, 0, 0, 0, 0.35])),
+    ],
+    ids=["plain", "cold", "hot", "top-k", "top-p", "top-k-then-top-p"],
+)
+def test_tokens_are_drawn_as_often_as_their_probability_says(sampling: SamplingOptions, wanted: Tensor) -> None:
+    draws = 20_000
+    tokens = draw_token(SHARES.log().expand(draws, -1), uniform_numbers([1], draws)[0], sampling)
+    counts, expected = tokens.bincount(minlength=6), draws * wanted / wanted.sum()
+    possible = expected > 0
+    assert not counts[~possible].any()
+    chi_square = ((counts - expected) ** 2 / expected)[possible].sum()
+    assert chi_square < 18.5  # passed by one fair draw in 400 at the five possible tokens, by fewer at two
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1e-30, 0.5, 0.9999999, 1 - 2**-24])
+@pytest.mark.parametrize("size", [3, 100, 8192])
+def test_a_token_without_probability_is_never_drawn(uniform: float, size: int) -> None:
+    logits = torch.randn(200, size)
+    logits[torch.rand(logits.shape) < 0.6] = -torch.inf
+    logits[:, 0] = logits[:, -1] = -torch.inf
+    logits[:, size // 2] = 0
+    tokens = draw_token(logits, torch.full((200,), uniform), PLAIN)
+    assert logits.gather(1, tokens[:, None]).isfinite().all()
+
+
+def completed(dalle: Dalle, text: Tensor, uniform: Tensor) -> Tensor:
+    """The completion of one text (1, n), computed anew at every token and cut at the first padding."""
+    no_picture = torch.zeros(1, dalle.layout.image_len, dtype=torch.int64)
+    tokens = torch.zeros(1, dalle.text_seq_len, dtype=torch.int64)
+    tokens[:, : text.shape[1]] = text
+    for index in range(text.shape[1], dalle.text_seq_len):
+        logits, _ = dalle.logits(tokens, no_picture)
+        tokens[:, index] = draw_token(logits[:, index], uniform[:, index], PLAIN)
+    for index, token in enumerate(tokens[0].tolist()):
+        if token == 0 or token >= dalle.padding_start:
+            tokens[:, index:] = 0
+            break
+    return tokens
+
+
+@pytest.mark.parametrize("given", [1, 3, 4])
+def test_a_completed_text_keeps_its_beginning_and_is_cut_at_the_first_padding(dalle: Dalle, given: int) -> None:
+    seeds = list(range(24))
+    text, uniform = torch.randint(1, 11, (len(seeds), given)), uniform_numbers(seeds, 5)
+    got = complete_text(dalle, text, uniform, PLAIN)
+    assert torch.equal(got[:, :given], text)
+    assert (got == 0).any() and got[:, given:].any()
+    for row in range(len(seeds)):
+        assert torch.equal(got[row : row + 1], completed(dalle, text[row : row + 1], uniform[row : row + 1]))
+
+
+@pytest.mark.parametrize("padding", [0, 11, 15])
+def test_a_text_ends_for_good_at_any_of_the_padding_ids(make_dalle: Callable[..., Dalle], padding: int) -> None:
+    dalle = make_dalle()
+    torch.nn.init.zeros_(dalle.to_logits.weight)
+    torch.nn.init.constant_(dalle.to_logits.bias, -torch.inf)
+    dalle.to_logits.bias.data[[6, padding]] = 0  # these two are equally likely, the lower id below a half
+    word, end = (0.2, 0.8) if padding > 6 else (0.8, 0.2)
+    uniform = torch.tensor([[0, 0, word, end, word]])
+    assert complete_text(dalle, TEXTS[2:, :2], uniform, PLAIN).tolist() == [[9, 2, 6, 0, 0]]
+
+
+def test_a_text_is_completed_to_the_length_asked_for(make_dalle: Callable[..., Dalle]) -> None:
+    dalle = make_dalle()
+    dalle.to_logits.bias.data[6] = 1000
+    assert complete_text(dalle, TEXTS[2:, :2], uniform_numbers([0], 5), PLAIN, length=4).tolist() == [[9, 2, 6, 6, 0]]

@@ -1,0 +1,257 @@
+"""The discrete VAE: pictures to codes and back, its losses, and what becomes of unused codes."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any, List, Optional, Tuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.options import DiscreteVAEOptions
+from models.vae import DiscreteVAE, ResidualBlock, codebook_perplexity, dead_codes, restart_dead_codes
+from options import OptionError
+
+SIDE, CODES = 8, 6
+
+
+def vae_of(**options: Any) -> DiscreteVAE:
+    sizes = dict(image_size=SIDE, num_tokens=CODES, codebook_dim=CODES, num_layers=1, hidden_dim=4)
+    return DiscreteVAE(**{**sizes, **options})
+
+
+def pictures(batch: int = 2, channels: int = 3) -> Tensor:
+    return torch.rand(batch, channels, SIDE, SIDE)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("num_resnet_blocks", [0, 2])
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_pictures_become_a_grid_of_codes_and_pictures_again(
+    num_layers: int, num_resnet_blocks: int, channels: int
+) -> None:
+    vae = vae_of(num_layers=num_layers, num_resnet_blocks=num_resnet_blocks, channels=channels, codebook_dim=5)
+    side = SIDE // 2**num_layers
+    assert vae.grid == (side, side)
+    codes = vae.encode(pictures(channels=channels))
+    assert codes.shape == (2, side * side) and codes.dtype == torch.int64
+    assert 0 <= codes.min() and codes.max() < CODES
+    assert vae.decode(codes).shape == (2, channels, SIDE, SIDE)
+
+
+def test_codes_lie_in_reading_order() -> None:
+    vae, picture = vae_of(), pictures(1)
+    logits = vae.encoder(vae.normalize(picture))
+    assert vae.encode(picture)[0].view(4, 4).tolist() == logits[0].argmax(dim=0).tolist()
+    codes = torch.zeros(1, 16, dtype=torch.int64)
+    codes[0, 3] = 1  # the end of the first row
+    changed = (vae.decode(codes) != vae.decode(torch.zeros_like(codes))).any(dim=1)[0]
+    assert changed[:2, 6:].any() and not changed[3:].any() and not changed[:, :5].any()
+
+
+def test_decoded_pictures_lie_in_0_to_1() -> None:
+    vae = vae_of()
+    vae.get_parameter("decoder.1.weight").data *= 1000
+    decoded = vae.decode(torch.arange(16)[None] % CODES)
+    assert (decoded.min(), decoded.max()) == (0, 1)
+
+
+def test_decoding_undoes_the_normalization() -> None:
+    vae = vae_of(normalization=((0.1, 0.2, 0.3), (0.5, 0.25, 0.2)))
+    torch.nn.init.zeros_(vae.get_parameter("decoder.1.weight"))
+    torch.nn.init.ones_(vae.get_parameter("decoder.1.bias"))
+    wanted = torch.tensor([0.6, 0.45, 0.5]).view(1, 3, 1, 1).expand(1, 3, SIDE, SIDE)
+    torch.testing.assert_close(vae.decode(torch.zeros(1, 16, dtype=torch.int64)), wanted)
+
+
+def test_a_residual_block_adds_to_its_input() -> None:
+    block, x = ResidualBlock(3), pictures()
+    for parameter in block.net[-1].parameters():
+        torch.nn.init.zeros_(parameter)
+    assert torch.equal(block(x), x)
+
+
+def test_bytes_and_shares_of_one_picture_have_the_same_codes_and_loss() -> None:
+    vae, picture = vae_of(), torch.randint(256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
+    assert torch.equal(vae.encode(picture), vae.encode(picture / 255))
+    torch.manual_seed(1)
+    losses = vae(picture)
+    torch.manual_seed(1)
+    assert vae(picture / 255) == losses
+
+
+@pytest.mark.parametrize("smooth_l1_loss", [False, True])
+@pytest.mark.parametrize("straight_through", [False, True])
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+@pytest.mark.parametrize("normalization", [None, ((0.1, 0.2, 0.3), (0.5, 0.25, 2.0))], ids=["plain", "normalized"])
+def test_losses_are_those_of_their_formulas(
+    smooth_l1_loss: bool, straight_through: bool, weight: float, normalization: Optional[Tuple[Any, Any]]
+) -> None:
+    vae = vae_of(
+        smooth_l1_loss=smooth_l1_loss,
+        straight_through=straight_through,
+        kl_div_loss_weight=weight,
+        normalization=normalization,
+        temperature=0.7,
+    )
+    vae.get_parameter(
+        "decoder.1.weight"
+    ).data *= 10  # errors on both sides of the 1 where the smooth L1 loss changes its form
+    images = pictures()
+    torch.manual_seed(1)
+    loss, reconstruction, divergence = vae(images)
+
+    means, deviations = (torch.tensor(moments).view(3, 1, 1) for moments in normalization or ((0.0,) * 3, (1.0,) * 3))
+    seen = (images - means) / deviations
+    logits = vae.encoder(seen)
+    torch.manual_seed(1)
+    codes = F.gumbel_softmax(logits, tau=0.7, hard=straight_through, dim=1)
+    error = vae.decoder(torch.tensordot(codes, vae.codebook.weight, dims=([1], [0])).permute(0, 3, 1, 2)) - seen
+    assert error.abs().min() < 1 < error.abs().max()
+    smooth = torch.where(error.abs() < 1, error**2 / 2, error.abs() - 0.5)
+    torch.testing.assert_close(reconstruction, (smooth if smooth_l1_loss else error**2).mean())
+    shares = logits.softmax(dim=1)
+    torch.testing.assert_close(divergence, (shares * (shares * CODES).log()).sum())
+    torch.testing.assert_close(loss, reconstruction + weight * divergence)
+
+
+def codes_decoded(vae: DiscreteVAE) -> Tensor:
+    """What the decoder of `vae` gets in training when every code is a unit vector: (pixels, codes)."""
+    seen: List[Tensor] = []
+    vae.decoder.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    torch.nn.init.eye_(vae.codebook.weight)
+    vae(pictures())[0].backward()
+    return seen[0].movedim(1, -1).flatten(0, 2)
+
+
+def test_straight_through_decodes_one_code_a_pixel_and_still_teaches_the_encoder() -> None:
+    vae = vae_of(straight_through=True)
+    codes = codes_decoded(vae)
+    torch.testing.assert_close(codes, F.one_hot(codes.argmax(dim=1), CODES).float())
+    gradient = vae.get_parameter("encoder.1.weight").grad
+    assert gradient is not None and gradient.any()
+
+
+@pytest.mark.parametrize("temperature, most", [(0.01, 1.0), (1.0, 0.6), (100.0, 1 / CODES)])
+def test_soft_codes_are_shares_that_are_the_harder_the_lower_the_temperature(temperature: float, most: float) -> None:
+    vae = vae_of()
+    vae.temperature = temperature
+    codes = codes_decoded(vae)
+    torch.testing.assert_close(codes.sum(dim=1), torch.ones(len(codes)))
+    assert abs(codes.max(dim=1).values.mean() - most) < 0.1
+
+
+@pytest.mark.parametrize("straight_through", [False, True])
+def test_training_on_one_batch_halves_the_loss(straight_through: bool) -> None:
+    vae = vae_of(straight_through=straight_through, num_resnet_blocks=1, hidden_dim=16)
+    images = (torch.arange(SIDE) < SIDE // 2).float().expand(2, 3, SIDE, SIDE)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(40):
+        loss, _, _ = vae(images)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < sum(losses[:5]) / 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_training_moves_the_usage_by_a_hundredth_and_evaluation_leaves_it(dtype: torch.dtype) -> None:
+    vae, images = vae_of().to(dtype), pictures().to(dtype)
+    before = vae.usage.clone()
+    vae.eval()(images)
+    assert torch.equal(vae.usage, before)
+    vae.train()(images)
+    taken = vae.encode(images).flatten().bincount(minlength=CODES).to(dtype)
+    torch.testing.assert_close(vae.usage, 0.99 * before + 0.01 * taken / taken.sum())
+
+
+@pytest.mark.parametrize(
+    "usage, perplexity",
+    [([1, 1, 1, 1], 4), ([0.25, 0.25, 0.25, 0.25], 4), ([0, 1, 0, 0], 1), ([0, 3, 0, 3], 2), ([2, 1, 1, 0], 8**0.5)],
+)
+def test_perplexity_is_the_number_of_codes_that_equal_use_would_need(usage: List[float], perplexity: float) -> None:
+    torch.testing.assert_close(codebook_perplexity(torch.tensor(usage)), torch.tensor(float(perplexity)))
+
+
+def test_a_code_is_dead_below_a_twentieth_of_its_even_share() -> None:
+    assert dead_codes(torch.full((10,), 0.1)).tolist() == []
+    assert dead_codes(torch.tensor([0.0, 0.0049, 0.0051, 0.99])).tolist() == [0, 1, 2]
+    assert dead_codes(torch.tensor([0.0, 0.0124, 0.0126, 0.975])).tolist() == [0, 1]
+
+
+def collapsed(num_tokens: int = CODES) -> DiscreteVAE:
+    """A VAE that takes code 0 for every pixel, and whose other codes are almost dead."""
+    vae = vae_of(num_tokens=num_tokens)
+    vae.get_parameter("encoder.1.bias").data[0] = 100
+    vae.usage.fill_(0.049 / num_tokens)
+    vae.usage[0] = 1 - vae.usage[1:].sum()
+    return vae
+
+
+def test_restarted_codes_are_used_at_once() -> None:
+    vae, images = collapsed(), pictures(4)
+    assert vae.encode(images).unique().tolist() == [0]
+    assert restart_dead_codes(vae) == CODES - 1
+    assert len(vae.encode(images).unique()) > CODES // 2
+    assert dead_codes(vae.usage).tolist() == []
+
+
+def test_restarted_codes_are_near_copies_of_a_code_in_use_and_never_of_a_dead_one() -> None:
+    vae = collapsed(num_tokens=200)
+    parameters = [vae.get_parameter(name) for name in ("codebook.weight", "encoder.1.weight", "encoder.1.bias")]
+    donors = [parameter[0].detach().clone() for parameter in parameters]
+    share = vae.usage[0] / 200
+    restart_dead_codes(vae)
+    for parameter, donor in zip(parameters, donors):
+        assert torch.equal(parameter[0], donor)
+        torch.testing.assert_close(parameter.detach(), donor.expand_as(parameter), rtol=0, atol=0.15)
+    assert len(vae.codebook.weight.unique(dim=0)) == 200
+    torch.testing.assert_close(vae.usage, share.expand(200))
+
+
+def test_one_dead_code_alone_is_restarted_with_finite_weights() -> None:
+    vae = vae_of()
+    vae.usage.copy_(torch.tensor([0.3, 0.3, 0.2, 0.1, 0.1, 0.0]))
+    assert restart_dead_codes(vae) == 1
+    assert all(parameter.isfinite().all() for parameter in vae.parameters())
+    assert dead_codes(vae.usage).tolist() == []
+
+
+def test_codes_in_use_are_left_alone() -> None:
+    vae = vae_of()
+    before = [parameter.clone() for parameter in vae.parameters()]
+    assert restart_dead_codes(vae) == 0
+    assert all(torch.equal(old, new) for old, new in zip(before, vae.parameters()))
+
+
+def test_a_vae_is_rebuilt_from_its_arguments_and_weights() -> None:
+    vae = vae_of(num_layers=2, num_resnet_blocks=1, channels=1, normalization=((0.3,), (0.2,)))
+    rebuilt = DiscreteVAE(**vae.arguments)
+    rebuilt.load_state_dict(vae.state_dict())
+    images = pictures(channels=1)
+    codes = vae.encode(images)
+    assert torch.equal(rebuilt.encode(images), codes)
+    assert torch.equal(rebuilt.decode(codes), vae.decode(codes))
+
+
+def test_saved_names_are_those_of_dalle_pytorch_and_the_usage() -> None:
+    convolutions = ["encoder.0.0", "encoder.1.0", "encoder.2.net.0", "encoder.2.net.2", "encoder.2.net.4", "encoder.3"]
+    convolutions += ["decoder.0", "decoder.1.net.0", "decoder.1.net.2", "decoder.1.net.4", "decoder.2.0", "decoder.3.0"]
+    recorded = {f"{module}.{tensor}" for module in [*convolutions, "decoder.4"] for tensor in ("weight", "bias")}
+    vae = vae_of(num_layers=2, num_resnet_blocks=1)
+    assert set(vae.state_dict()) == recorded | {"codebook.weight", "usage"}
+
+
+def test_options_and_constructor_have_the_same_names() -> None:
+    arguments = set(inspect.signature(DiscreteVAE).parameters)
+    assert {field.name for field in dataclasses.fields(DiscreteVAEOptions)} == arguments - {"normalization"}
+
+
+def test_a_picture_that_cannot_be_halved_as_often_is_refused_with_the_nearest_size_that_can() -> None:
+    with pytest.raises(OptionError, match=r"image_size=100 is not a multiple of 2 \*\* num_layers = 8; take 96"):
+        DiscreteVAEOptions(image_size=100, num_layers=3)

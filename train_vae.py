@@ -1,0 +1,163 @@
+"""Train a discrete VAE: `python train_vae.py --input-folder PICTURES`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, Dict, Optional, Sequence, Tuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from args import Settings, read_settings, run_command
+from checkpoint import describe_vae
+from data.dataset import ImageDataset
+from data.generated import GeneratedImages
+from data.options import DataOptions
+from data.pairs import open_images
+from data.report import DataReport
+from engines import open_engine
+from engines.options import IpuOptions, TrainingOptions
+from log import LogOptions, set_up_logging
+from models.build import build_image_tokenizer
+from models.options import DiscreteVAEOptions
+from models.vae import DiscreteVAE, codebook_perplexity, restart_dead_codes
+from options import Options, option
+from pictures import labelled_grid, to_images
+from training import Trainer, open_state
+
+_MEASURED_IMAGES = 256
+_SAMPLES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class CodebookOptions(Options):
+    """How the codes are made to be used, and used crisply."""
+
+    temperature_min: float = option(
+        0.1, "temperature that annealing ends at, exponentially", minimum=1e-6, aliases=("temp_min",)
+    )
+    anneal_share: float = option(0.7, "share of training after which that temperature is reached", minimum=0, maximum=1)
+    kl_share: float = option(
+        1.0, "share of training over which kl_div_loss_weight falls to 0; 1 keeps it as it is", minimum=0, maximum=1
+    )
+    restart_codes_steps: int = option(100, "optimizer steps between restarts of dead codes (0: never)", minimum=0)
+
+
+GROUPS = (DiscreteVAEOptions, CodebookOptions, DataOptions, TrainingOptions, LogOptions)
+
+
+class VaeTask:
+    """Training of a discrete VAE; see `training.Task`.
+
+    Args:
+        vae: the model.
+        options: its options, whose temperature and weight of divergence training starts from.
+        codebook: how the two change.
+        samples: pictures (n, C, H, W) to rebuild for the sample grid.
+    """
+
+    kind = "vae"
+    scalars = ("loss", "reconstruction", "divergence")
+
+    def __init__(
+        self, vae: DiscreteVAE, options: DiscreteVAEOptions, codebook: CodebookOptions, samples: Tensor
+    ) -> None:
+        self.vae, self.options, self.codebook, self.samples = vae, options, codebook, samples
+
+    def describe(self) -> Dict[str, Any]:
+        """See `training.Task`."""
+        return describe_vae(self.vae)
+
+    def before_step(self, step: int, total_steps: int) -> None:
+        """Anneal temperature and weight of the divergence."""
+        start, end, share = self.options.temperature, self.codebook.temperature_min, self.codebook.anneal_share
+        progress = min(step / (share * total_steps), 1.0) if share else 1.0
+        self.vae.temperature = max(start * (end / start) ** progress, end) if end < start else start
+        if self.codebook.kl_share < 1:
+            left = max(1 - step / (self.codebook.kl_share * total_steps), 0.0) if self.codebook.kl_share else 0.0
+            self.vae.kl_div_loss_weight = self.options.kl_div_loss_weight * left
+
+    def after_step(self, step: int) -> None:
+        """Restart dead codes."""
+        every = self.codebook.restart_codes_steps
+        if every and step % every == 0:
+            restart_dead_codes(self.vae)
+
+    def figures(self) -> Dict[str, float]:
+        """Temperature, perplexity of the codes' usage, and the share of codes that are used at all."""
+        used = (self.vae.usage > 0.1 / self.vae.num_tokens).float().mean()
+        return {
+            "temperature": self.vae.temperature,
+            "perplexity": float(codebook_perplexity(self.vae.usage)),
+            "codes_used": float(used),
+        }
+
+    def sample(self, model: nn.Module) -> Image.Image:
+        """Pictures above, what is left of them after encoding and decoding below."""
+        pictures = self.samples.to(self.vae.codebook.weight.device)
+        rebuilt = self.vae.decode(self.vae.encode(pictures))
+        labels = ["picture"] * len(pictures) + ["rebuilt"] * len(pictures)
+        return labelled_grid(to_images(pictures) + to_images(rebuilt), labels, columns=len(pictures))
+
+
+def open_datasets(settings: Settings, report: DataReport) -> Tuple["Dataset[Any]", "Optional[Dataset[Any]]"]:
+    """The pictures to train on and to validate with."""
+    data, training, size = settings[DataOptions], settings[TrainingOptions], settings[DiscreteVAEOptions].image_size
+    if data.generated_data:
+        return GeneratedImages(16 * training.global_batch, size, data.byteio, training.random_seed), None
+    train = ImageDataset(open_images(data, "train", report), data, size, report, training.random_seed)
+    held_out = open_images(data, "validation", report)
+    validation = ImageDataset(held_out, data, size, report, augment=False) if held_out else None
+    return train, validation
+
+
+def measure_moments(dataset: "Dataset[Any]") -> Tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation of each channel over pictures spread over the dataset, on the scale 0..1.
+
+    The networks see pictures normalised by these. With a background far from their zero, the code that stands for it
+    wins everywhere before the encoder has learned to tell anything apart.
+    """
+    step = max(len(dataset) // _MEASURED_IMAGES, 1)  # type: ignore[arg-type]
+    pictures = [dataset[index] for index in range(0, len(dataset), step)][:_MEASURED_IMAGES]  # type: ignore[arg-type]
+    sample = torch.stack([p.float() / 255 if p.dtype == torch.uint8 else p for p in pictures])
+    deviations = sample.std(dim=(0, 2, 3)).clamp(min=1e-3)
+    return sample.mean(dim=(0, 2, 3)).tolist(), deviations.tolist()
+
+
+def make_vae(settings: Settings, dataset: "Dataset[Any]", state: Optional[Dict[str, Any]]) -> DiscreteVAE:
+    """A fresh VAE for the dataset, or the one of a checkpoint."""
+    if state:
+        vae = build_image_tokenizer(state["image_tokenizer"])
+        assert isinstance(vae, DiscreteVAE)
+        return vae
+    arguments = dataclasses.asdict(settings[DiscreteVAEOptions])
+    return DiscreteVAE(normalization=measure_moments(dataset), **arguments)
+
+
+def main() -> None:
+    """Assemble a run and train."""
+    set_up_logging()
+    settings = read_settings("Train a discrete VAE on pictures.", GROUPS)
+    logs, training, data = settings[LogOptions], settings[TrainingOptions], settings[DataOptions]
+    state = open_state(logs, VaeTask.kind)
+    report = DataReport(Path(logs.output_dir) / "data_report.jsonl")
+    dataset, validation = open_datasets(settings, report)
+    report.check(len(dataset) + len(report.skipped), data.max_bad_share)  # type: ignore[arg-type]
+    torch.manual_seed(training.random_seed)
+    vae = make_vae(settings, dataset, state)
+    shown = validation or dataset
+    stride = max(math.floor(len(shown) / _SAMPLES), 1)  # type: ignore[arg-type]
+    samples = torch.stack([shown[i] for i in range(0, len(shown), stride)][:_SAMPLES])  # type: ignore[arg-type]
+    task = VaeTask(vae, settings[DiscreteVAEOptions], settings[CodebookOptions], samples)
+    engine = open_engine(vae, training, IpuOptions(), data.dataloader_workers)
+    Trainer(
+        engine, task, dataset, validation, report, training, data, logs, settings.as_dict(), state
+    ).run()  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_command(main)
