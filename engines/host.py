@@ -50,7 +50,8 @@ class HostEngine:
         self.options, self.workers = training, workers
         self.device = _choose_device(training.device)
         self.dtype = _choose_dtype(training, self.device)
-        self.model = model.to(self.device)
+        # convolutions are several times faster when a pixel's channels lie side by side
+        self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.model, training)
         self.average = WeightAverage(self.model, training.ema_decay) if training.ema_decay else None
         self.scaler = torch.cuda.amp.GradScaler(
