@@ -11,7 +11,20 @@ import dataclasses
 import difflib
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Mapping, NoReturn, Optional, Sequence, Type, TypeVar, get_type_hints
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    NoReturn,
+    Optional,
+    Sequence,
+    Type,
+    TypeVar,
+    get_type_hints,
+)
 
 import yaml
 
@@ -70,9 +83,11 @@ def read_settings(
     if unknown:
         raise OptionError(_unknown_option(unknown, fields))
     typed = vars(given)
-    config, file = typed.pop("config"), Path(typed.pop("config_file") or CONFIGS)
+    config, file = typed.pop("config"), typed.pop("config_file")
+    if file and config is None:
+        raise OptionError(f"config_file={file} is given, and config is not; name one of its entries with --config")
     print_config = typed.pop("print_config")
-    values = {} if config is None else read_entry(file, config, fields)
+    values = {} if config is None else read_entry(Path(file or CONFIGS), config, fields)
     values.update(typed)
     settings = Settings(groups, values)
     if print_config:
@@ -99,8 +114,10 @@ def read_entry(file: Path, entry: str, names: Mapping[str, str]) -> Dict[str, An
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise OptionError(f"config_file={file} is not plain YAML: {error}") from None
     if not isinstance(document, dict) or not isinstance(document.get(entry), dict):
-        known = document if isinstance(document, dict) else {}
-        raise OptionError(f"config={entry!r} is not an entry of {file}{_nearest(entry, known)}; it has {', '.join(known)}")
+        known = [str(name) for name in document] if isinstance(document, dict) else []
+        raise OptionError(
+            f"config={entry!r} is not an entry of {file}{_nearest(entry, known)}; it has {', '.join(known)}"
+        )
     values = {}
     for key, value in document[entry].items():
         name = names.get(str(key).replace("-", "_"))
@@ -149,7 +166,7 @@ def _make_parser(
     return parser
 
 
-def _add_option(section: Any, field: "dataclasses.Field[Any]", hint: Any) -> None:
+def _add_option(section: Any, field: dataclasses.Field[Any], hint: Any) -> None:
     spellings = [s for name in (field.name, *field.metadata["aliases"]) for s in _spellings("--", name)]
     default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     text = f"{field.metadata['help']} (default: {default})".replace("%", "%%")

@@ -6,6 +6,7 @@ there. Nothing is unpickled that is not a tensor or a plain container.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import pickle
@@ -21,7 +22,7 @@ from models.build import build_image_tokenizer, describe_image_tokenizer
 from models.dalle import Dalle
 from models.image_tokenizer import ImageTokenizer, TextToImage
 from models.options import TransformerOptions
-from options import UserError
+from options import Options, UserError
 
 FORMAT = 1
 _PARTIAL = ".partial"
@@ -109,7 +110,7 @@ def read_checkpoint(path: Path, kind: str) -> Dict[str, Any]:
         raise CheckpointError(f"{path} holds more than tensors and plain containers, or is torn: {error}") from None
     except Exception as error:  # torch raises whatever it stumbles on; every one means that the file is not whole
         raise CheckpointError(f"{path} is torn or no checkpoint ({type(error).__name__}); use another one") from None
-    if not isinstance(state, dict) or "format" not in state:
+    if not isinstance(state, dict) or not isinstance(state.get("format"), int) or "kind" not in state:
         raise CheckpointError(f"{path} is no checkpoint of this program; give one that train.py or train_vae.py wrote")
     if state["format"] > FORMAT:
         raise CheckpointError(f"{path} has format {state['format']}, newer than {FORMAT}; use a newer program")
@@ -132,6 +133,21 @@ def find_checkpoint(path: str, kind: str) -> Tuple[Path, Dict[str, Any]]:
         if found:
             return found
     raise CheckpointError(f"{place} holds no {kind}_<step>.pt; give the folder of a training run, or a file")
+
+
+def check_same_model(options: Options, saved: Mapping[str, Any]) -> None:
+    """Refuse to resume with another model than the checkpoint's, whose options are `saved`.
+
+    Raises:
+        CheckpointError: names the first option that differs.
+    """
+    for field in dataclasses.fields(options):  # type: ignore[arg-type]
+        name, value = field.name, getattr(options, field.name)
+        value = list(value) if isinstance(value, tuple) else value
+        if value != saved[name]:
+            raise CheckpointError(
+                f"{name}={value}, but the checkpoint was trained with {name}={saved[name]}; use the latter"
+            )
 
 
 def inference_weights(state: Mapping[str, Any]) -> Dict[str, Tensor]:

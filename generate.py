@@ -36,7 +36,9 @@ class GenerateOptions(Options):
     outputs_dir: str = option("outputs", "folder of the pictures")
     gentxt: bool = option(False, "let the model complete each prompt before drawing it", aliases=("gentext",))
     seed: Optional[int] = option(None, "of the first picture; the next ones follow (none: a new one)", minimum=0)
-    bpe_path: Optional[str] = option(None, "text vocabulary; the checkpoint has it, this only checks that it is the same")
+    bpe_path: Optional[str] = option(
+        None, "text vocabulary; the checkpoint has it, this only checks that it is the same"
+    )
     device: str = option("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
 
 
@@ -109,7 +111,9 @@ def main() -> None:
     cells = shown[:: max(-(-len(shown) // _GRID_CELLS), 1)]
     grid = Path(options.outputs_dir) / "grid.png"
     save_image(labelled_grid([image for image, _ in cells], [caption for _, caption in cells]), grid)
-    print(f"drew {len(shown)} pictures of {len(prompts)} prompts with seed {seed} into {options.outputs_dir}; see {grid}")
+    print(
+        f"drew {len(shown)} pictures of {len(prompts)} prompts with seed {seed} into {options.outputs_dir}; see {grid}"
+    )
 
 
 if __name__ == "__main__":

@@ -27,11 +27,11 @@ class Mean:
             raise ValueError("the mean of nothing; add values first")
         return self.total / self.weight
 
-    def state_dict(self) -> "dict[str, object]":
+    def state_dict(self) -> dict[str, object]:
         """What a resumed run needs."""
         return {"total": None if self.total is None else self.total.tolist(), "weight": self.weight}
 
-    def load_state_dict(self, state: "dict[str, object]") -> None:
+    def load_state_dict(self, state: dict[str, object]) -> None:
         """Put back what `state_dict` returned."""
         total = state["total"]
         self.total = None if total is None else torch.tensor(total, dtype=torch.float64)

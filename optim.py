@@ -48,7 +48,9 @@ def load_named_optimizer_state(
     parameters = dict(trainable_parameters(model))
     if state and set(state) != set(parameters):
         strange = sorted(set(state) ^ set(parameters))[0]
-        raise ValueError(f"the optimizer's state and the model differ in {strange!r}; resume with the run's own options")
+        raise ValueError(
+            f"the optimizer's state and the model differ in {strange!r}; resume with the run's own options"
+        )
     for name, values in state.items():
         parameter = parameters[name]
         optimizer.state[parameter] = {

@@ -40,7 +40,13 @@ def option(
         minimum, maximum: inclusive bounds; for an option that holds several, of every member.
         aliases: further names accepted in YAML and on the command line.
     """
-    metadata = dict(help=help, choices=tuple(choices), minimum=minimum, maximum=maximum, aliases=tuple(aliases))
+    metadata = {
+        "help": help,
+        "choices": tuple(choices),
+        "minimum": minimum,
+        "maximum": maximum,
+        "aliases": tuple(aliases),
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -54,7 +60,7 @@ class Options:
             object.__setattr__(self, field.name, value)
 
 
-def convert(field: "dataclasses.Field[Any]", hint: Any, value: Any) -> Any:
+def convert(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
     """Bring `value`, as typed in YAML or on the command line, to the type `hint` and check it.
 
     Raises:
@@ -103,7 +109,7 @@ def _as_list(value: Any) -> Tuple[Any, ...]:
     return (value,)
 
 
-def _convert_one(field: "dataclasses.Field[Any]", kind: Any, value: Any) -> Any:
+def _convert_one(field: dataclasses.Field[Any], kind: Any, value: Any) -> Any:
     if kind is bool:
         if isinstance(value, bool):
             return value
@@ -132,7 +138,7 @@ def _convert_one(field: "dataclasses.Field[Any]", kind: Any, value: Any) -> Any:
         raise OptionError(f"{field.name}={value!r} is not {wanted}; write one") from None
 
 
-def _check(field: "dataclasses.Field[Any]", value: Any) -> None:
+def _check(field: dataclasses.Field[Any], value: Any) -> None:
     rules = field.metadata
     if rules["choices"] and value not in rules["choices"]:
         raise OptionError(f"{field.name}={value!r} is not one of {', '.join(rules['choices'])}; choose one of these")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 
 from args import Settings, read_settings, run_command
 from bpe.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_json
-from checkpoint import CheckpointError, describe_text_to_image, identity, load_vae
+from checkpoint import CheckpointError, check_same_model, describe_text_to_image, identity, load_vae
 from data.captions import CaptionTable
 from data.dataset import TextImageDataset
 from data.generated import GeneratedTextImages
@@ -31,7 +30,7 @@ from models.image_tokenizer import ImageTokenizer, TextToImage
 from models.options import TokenizerOptions, TransformerOptions
 from options import OptionError
 from pictures import labelled_grid, to_images
-from training import Trainer, open_state
+from training import Trainer, open_report, open_state
 
 GROUPS = (TransformerOptions, TokenizerOptions, DataOptions, TrainingOptions, IpuOptions, LogOptions)
 _SAMPLES = 8
@@ -47,7 +46,7 @@ class DalleTask:
     """
 
     kind = "dalle"
-    scalars = ("loss", "text", "image")
+    scalars: Tuple[str, ...] = ("loss", "text", "image")
 
     def __init__(self, model: TextToImage, tokenizer: Tokenizer, prompts: List[str]) -> None:
         self.tokenizer, self.prompts = tokenizer, prompts
@@ -114,24 +113,15 @@ def open_tokenizer(options: TokenizerOptions, state: Optional[Dict[str, Any]]) -
     return tokenizer
 
 
-def check_same_model(options: TransformerOptions, state: Dict[str, Any]) -> None:
-    """Refuse to resume with another model than the checkpoint's.
-
-    Raises:
-        CheckpointError: names the first option that differs.
-    """
-    for name, saved in state["transformer"].items():
-        value = getattr(options, name)
-        value = list(value) if isinstance(value, tuple) else value
-        if value != saved:
-            raise CheckpointError(f"{name}={value}, but the checkpoint was trained with {name}={saved}; use the latter")
-
-
 def open_datasets(
     settings: Settings, tokenizer: Tokenizer, image_size: int, report: DataReport
-) -> Tuple["Dataset[Any]", "Optional[Dataset[Any]]", List[str]]:
+) -> Tuple[Dataset[Any], Optional[Dataset[Any]], List[str]]:
     """The samples to train on and to validate with, and some captions to draw."""
-    data, training, text_len = settings[DataOptions], settings[TrainingOptions], settings[TransformerOptions].text_seq_len
+    data, training, text_len = (
+        settings[DataOptions],
+        settings[TrainingOptions],
+        settings[TransformerOptions].text_seq_len,
+    )
     if data.generated_data:
         length = 16 * training.global_batch
         generated = GeneratedTextImages(
@@ -156,16 +146,14 @@ def main() -> None:
     logs, training, data = settings[LogOptions], settings[TrainingOptions], settings[DataOptions]
     state = open_state(logs, DalleTask.kind)
     if state:
-        check_same_model(settings[TransformerOptions], state)
+        check_same_model(settings[TransformerOptions], state["transformer"])
     image_tokenizer = open_image_tokenizer(settings[TokenizerOptions], state)
     tokenizer = open_tokenizer(settings[TokenizerOptions], state)
-    report = DataReport(Path(logs.output_dir) / "data_report.jsonl")
+    report = open_report(logs)
     dataset, validation, prompts = open_datasets(settings, tokenizer, image_tokenizer.image_size, report)
     report.check(len(dataset) + len(report.skipped), data.max_bad_share)  # type: ignore[arg-type]
     torch.manual_seed(training.random_seed)
-    dalle = Dalle(
-        settings[TransformerOptions], tokenizer.vocab_size, image_tokenizer.num_tokens, image_tokenizer.grid
-    )
+    dalle = Dalle(settings[TransformerOptions], tokenizer.vocab_size, image_tokenizer.num_tokens, image_tokenizer.grid)
     model = TextToImage(dalle, image_tokenizer)
     if state:  # before the task describes the model by its image tokenizer's weights
         model.load_state_dict(state["weights"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any, Dict, Optional, Sequence, Tuple
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from args import Settings, read_settings, run_command
-from checkpoint import describe_vae
+from checkpoint import check_same_model, describe_vae
 from data.dataset import ImageDataset
 from data.generated import GeneratedImages
 from data.options import DataOptions
@@ -27,7 +26,7 @@ from models.options import DiscreteVAEOptions
 from models.vae import DiscreteVAE, codebook_perplexity, restart_dead_codes
 from options import Options, option
 from pictures import labelled_grid, to_images
-from training import Trainer, open_state
+from training import Trainer, open_report, open_state
 
 _MEASURED_IMAGES = 256
 _SAMPLES = 8
@@ -61,7 +60,7 @@ class VaeTask:
     """
 
     kind = "vae"
-    scalars = ("loss", "reconstruction", "divergence")
+    scalars: Tuple[str, ...] = ("loss", "reconstruction", "divergence")
 
     def __init__(
         self, vae: DiscreteVAE, options: DiscreteVAEOptions, codebook: CodebookOptions, samples: Tensor
@@ -104,7 +103,7 @@ class VaeTask:
         return labelled_grid(to_images(pictures) + to_images(rebuilt), labels, columns=len(pictures))
 
 
-def open_datasets(settings: Settings, report: DataReport) -> Tuple["Dataset[Any]", "Optional[Dataset[Any]]"]:
+def open_datasets(settings: Settings, report: DataReport) -> Tuple[Dataset[Any], Optional[Dataset[Any]]]:
     """The pictures to train on and to validate with."""
     data, training, size = settings[DataOptions], settings[TrainingOptions], settings[DiscreteVAEOptions].image_size
     if data.generated_data:
@@ -115,7 +114,7 @@ def open_datasets(settings: Settings, report: DataReport) -> Tuple["Dataset[Any]
     return train, validation
 
 
-def measure_moments(dataset: "Dataset[Any]") -> Tuple[Sequence[float], Sequence[float]]:
+def measure_moments(dataset: Dataset[Any]) -> Tuple[Sequence[float], Sequence[float]]:
     """Mean and deviation of each channel over pictures spread over the dataset, on the scale 0..1.
 
     The networks see pictures normalised by these. With a background far from their zero, the code that stands for it
@@ -128,7 +127,7 @@ def measure_moments(dataset: "Dataset[Any]") -> Tuple[Sequence[float], Sequence[
     return sample.mean(dim=(0, 2, 3)).tolist(), deviations.tolist()
 
 
-def make_vae(settings: Settings, dataset: "Dataset[Any]", state: Optional[Dict[str, Any]]) -> DiscreteVAE:
+def make_vae(settings: Settings, dataset: Dataset[Any], state: Optional[Dict[str, Any]]) -> DiscreteVAE:
     """A fresh VAE for the dataset, or the one of a checkpoint."""
     if state:
         vae = build_image_tokenizer(state["image_tokenizer"])
@@ -144,7 +143,9 @@ def main() -> None:
     settings = read_settings("Train a discrete VAE on pictures.", GROUPS)
     logs, training, data = settings[LogOptions], settings[TrainingOptions], settings[DataOptions]
     state = open_state(logs, VaeTask.kind)
-    report = DataReport(Path(logs.output_dir) / "data_report.jsonl")
+    if state:
+        check_same_model(settings[DiscreteVAEOptions], state["image_tokenizer"]["arguments"])
+    report = open_report(logs)
     dataset, validation = open_datasets(settings, report)
     report.check(len(dataset) + len(report.skipped), data.max_bad_share)  # type: ignore[arg-type]
     torch.manual_seed(training.random_seed)

@@ -96,8 +96,8 @@ class Trainer:
         self,
         engine: Engine,
         task: Task,
-        dataset: "Dataset[Any]",
-        validation: "Optional[Dataset[Any]]",
+        dataset: Dataset[Any],
+        validation: Optional[Dataset[Any]],
         report: DataReport,
         training: TrainingOptions,
         data: DataOptions,
@@ -188,7 +188,7 @@ class Trainer:
     def _compile(self) -> None:
         started = time.perf_counter()
         example = torch.utils.data.default_collate([self.dataset[0]] * self.training.batch_size)
-        memory = self.engine.compile(example if isinstance(example, (tuple, list)) else (example,))
+        memory = self.engine.compile(_as_inputs(example))
         self.log.say(memory)
         self.log.say(f"Compiled model in {time.perf_counter() - started:.2f} secs")
 
@@ -196,12 +196,11 @@ class Trainer:
         values = dict(zip(self.task.scalars, scalars.tolist()))
         loss = values["loss"]
         if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss} at step {self.step}; lower learning_rate={self.training.learning_rate}, set "
-                "--clip-grad-norm 1, or compute in a higher precision. Checkpoints saved so far are untouched"
-            )
+            raise self._diverged(f"the loss is {loss}")
         speed = self.throughput.recent()
-        self.log.record(self.step, "train", {**values, "learning_rate": rate, "throughput": speed, **self.task.figures()})
+        self.log.record(
+            self.step, "train", {**values, "learning_rate": rate, "throughput": speed, **self.task.figures()}
+        )
         more = "".join(f" {name}: {value:.4f}" for name, value in values.items() if name != "loss")
         more += "".join(f" {name}: {value:.3g}" for name, value in self.task.figures().items())
         self.log.say(
@@ -210,6 +209,12 @@ class Trainer:
             f"throughput: {speed:.2f} samples/sec{more}"
         )
         self.report.check(self.listed, self.data.max_bad_share)
+
+    def _diverged(self, finding: str) -> TrainingError:
+        return TrainingError(
+            f"{finding} at step {self.step}; lower learning_rate={self.training.learning_rate}, set "
+            "--clip-grad-norm 1, or compute in a higher precision. Checkpoints saved so far are untouched"
+        )
 
     def _validate(self) -> None:
         mean = Mean()
@@ -242,6 +247,9 @@ class Trainer:
             "epoch_loss": self.epoch_loss.state_dict(),
             "config": self.config,
         }
+        for name, weight in state["weights"].items():
+            if not torch.isfinite(weight).all():  # between log lines nobody looks at the loss
+                raise self._diverged(f"the weight {name} holds values that are no numbers")
         path = self.checkpoints.save(self.step, state)
         self._saved_step = self.step
         self.log.say(f"saved {path}")
@@ -265,6 +273,13 @@ class Trainer:
             self.log.say(f"throughput: {self.throughput.overall():5f} samples/sec.")
         else:
             self.log.say(f"nothing left to train: step {self.step} of {self.total_steps} is done")
+
+
+def open_report(logs: LogOptions) -> DataReport:
+    """The data report of a run, empty: what an earlier one found may have been mended."""
+    path = Path(logs.output_dir) / "data_report.jsonl"
+    path.unlink(missing_ok=True)
+    return DataReport(path)
 
 
 def open_state(logs: LogOptions, kind: str) -> Optional[Dict[str, Any]]:
@@ -295,7 +310,7 @@ def open_state(logs: LogOptions, kind: str) -> Optional[Dict[str, Any]]:
     return state
 
 
-def _first(dataset: "Optional[Dataset[Any]]", count: int) -> "Optional[Dataset[Any]]":
+def _first(dataset: Optional[Dataset[Any]], count: int) -> Optional[Dataset[Any]]:
     """The first `count` samples of a dataset; None when that is none."""
     length = min(len(dataset), count) if dataset is not None else 0  # type: ignore[arg-type]
     if dataset is None or not length:

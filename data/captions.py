@@ -10,7 +10,7 @@ from typing import Iterator, List, NamedTuple, Protocol, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from data.report import DataReport
+from data.report import DataError, DataReport
 
 # A zero-width space parts words, as control characters do; the other invisible ones (joiners, marks of direction, soft
 # hyphens, byte-order marks, lone surrogates) stand inside words.
@@ -63,7 +63,7 @@ class CaptionTable:
             truncate: cut longer captions rather than refuse them.
 
         Raises:
-            ValueError: a caption is longer than `text_seq_len` and `truncate` is off.
+            DataError: a caption is longer than `text_seq_len` and `truncate` is off.
         """
         self.text_seq_len = text_seq_len
         self.cut = 0  # captions longer than text_seq_len
@@ -103,7 +103,7 @@ class CaptionTable:
         if len(ids) <= self.text_seq_len:
             return ids
         if not self._truncate:
-            raise ValueError(
+            raise DataError(
                 f"a caption of {pair.image} has {len(ids)} tokens, text_seq_len={self.text_seq_len}; cut such captions "
                 "with --truncate-captions, or raise text_seq_len"
             )

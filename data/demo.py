@@ -108,22 +108,22 @@ def _draw_split(
     for image_id, scene in enumerate(scenes, first_id):
         file_name = f"{image_id:012d}.png"
         draw_scene(scene, image_size, rng).save(folder / split / file_name)
-        images.append(dict(id=image_id, file_name=file_name, width=image_size, height=image_size, license=1))
+        images.append({"id": image_id, "file_name": file_name, "width": image_size, "height": image_size, "license": 1})
         for wording in range(WORDINGS):
             annotation_id = (image_id - 1) * WORDINGS + wording + 1
-            annotations.append(dict(id=annotation_id, image_id=image_id, caption=caption(scene, wording)))
+            annotations.append({"id": annotation_id, "image_id": image_id, "caption": caption(scene, wording)})
     _write_annotations(folder / "annotations" / f"captions_{split}.json", images, annotations)
     return [annotation["caption"] for annotation in annotations]
 
 
 def _write_annotations(path: Path, images: List[Dict[str, Any]], annotations: List[Dict[str, Any]]) -> None:
     path.parent.mkdir(exist_ok=True)
-    content = dict(
-        info=dict(description="demo set: scenes of one shape", version="1.0"),
-        licenses=[dict(id=1, name="same as the program that draws it", url="")],
-        images=images,
-        annotations=annotations,
-    )
+    content = {
+        "info": {"description": "demo set: scenes of one shape", "version": "1.0"},
+        "licenses": [{"id": 1, "name": "same as the program that draws it", "url": ""}],
+        "images": images,
+        "annotations": annotations,
+    }
     path.write_text(json.dumps(content), encoding="utf-8")
 
 

@@ -27,8 +27,11 @@ class DataOptions(Options):
     )
     generated_data: bool = option(False, "train on random pictures and captions, made on the host")
     random_resize_crop_lower_ratio: float = option(
-        0.75, "least share of the picture's area that a random square crop keeps; 1 keeps it all",
-        minimum=0.01, maximum=1, aliases=("resize_ratio",),
+        0.75,
+        "least share of the picture's area that a random square crop keeps; 1 keeps it all",
+        minimum=0.01,
+        maximum=1,
+        aliases=("resize_ratio",),
     )
     byteio: bool = option(False, "let images travel as bytes and scale them to 0..1 on the device")
     max_bad_share: float = option(

@@ -27,10 +27,10 @@ class Engine(Protocol):
     def compile(self, example: Inputs) -> str:
         """Prepare for inputs shaped as `example` (one micro batch); returns what the run will hold in memory."""
 
-    def loader(self, dataset: "Dataset[Any]", start: int, epochs: Optional[int]) -> Iterator[Batch]:
+    def loader(self, dataset: Dataset[Any], start: int, epochs: Optional[int]) -> Iterator[Batch]:
         """The training batches of a dataset, from sample number `start` on, to the end of `epochs` (none: endless)."""
 
-    def validation_loader(self, dataset: "Dataset[Any]") -> Iterable[Inputs]:
+    def validation_loader(self, dataset: Dataset[Any]) -> Iterable[Inputs]:
         """The samples of a dataset once, in order."""
 
     def step(self, batch: Batch) -> Tensor:
@@ -39,7 +39,7 @@ class Engine(Protocol):
     def evaluate(self, inputs: Inputs) -> Tensor:
         """The scalars of the model's forward without training, (n,)."""
 
-    def inference(self) -> "AbstractContextManager[nn.Module]":
+    def inference(self) -> AbstractContextManager[nn.Module]:
         """The model to draw and validate with: evaluation mode, averaged weights if there are any."""
 
     def set_learning_rate(self, rate: float) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import os
 import platform
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Optional
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from engines.sampler import EpochSampler
 from engines.base import Batch, Inputs
 from engines.memory import estimate_memory, measure_activations
 from engines.options import IpuOptions, TrainingOptions
+from engines.sampler import EpochSampler
 from optim import (
     WeightAverage,
     clip_gradients,
@@ -67,7 +68,7 @@ class HostEngine:
             activations = measure_activations(self.model, self._to_device(example))
         return estimate_memory(self.model, activations, averaged=self.average is not None)
 
-    def loader(self, dataset: "Dataset[Any]", start: int, epochs: Optional[int]) -> Iterator[Batch]:
+    def loader(self, dataset: Dataset[Any], start: int, epochs: Optional[int]) -> Iterator[Batch]:
         """See `Engine.loader`; micro batches come one by one, so that a global batch never lies in memory whole."""
         options = self.options
         sampler = EpochSampler(len(dataset), options.global_batch, options.random_seed, start, epochs)  # type: ignore[arg-type]
@@ -76,7 +77,7 @@ class HostEngine:
         for _ in itertools.islice(samples, 0, None, options.device_iterations):
             yield itertools.islice(micro_batches, options.micro_batches * options.device_iterations)
 
-    def validation_loader(self, dataset: "Dataset[Any]") -> Iterable[Inputs]:
+    def validation_loader(self, dataset: Dataset[Any]) -> Iterable[Inputs]:
         """See `Engine.validation_loader`."""
         return self._data_loader(dataset, shuffle=False)
 
@@ -172,7 +173,7 @@ class HostEngine:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _autocast(self) -> "torch.autocast":
+    def _autocast(self) -> torch.autocast:
         enabled = self.dtype != torch.float32
         return torch.autocast(self.device.type, dtype=self.dtype if enabled else torch.bfloat16, enabled=enabled)
 
@@ -180,7 +181,7 @@ class HostEngine:
         inputs = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
         return tuple(tensor.to(self.device, non_blocking=True) for tensor in inputs)
 
-    def _data_loader(self, dataset: "Dataset[Any]", **order: Any) -> "DataLoader[Any]":
+    def _data_loader(self, dataset: Dataset[Any], **order: Any) -> DataLoader[Any]:
         return DataLoader(
             dataset,
             batch_size=self.options.batch_size,
@@ -188,8 +189,17 @@ class HostEngine:
             pin_memory=self.device.type == "cuda",
             # its own generator: the loader must not take from the random numbers that training uses
             generator=torch.Generator().manual_seed(self.options.random_seed),
+            worker_init_fn=_leave_process_group,
             **order,
         )
+
+
+def _leave_process_group(worker: int) -> None:
+    """Keep signals to a whole process group, such as Ctrl-C and those of `timeout`, from ending a loader process.
+
+    The training process gets them too, and still needs its loaders to finish the step; they end after it.
+    """
+    os.setpgid(0, 0)
 
 
 def _choose_device(name: str) -> torch.device:

@@ -28,19 +28,24 @@ class TrainingOptions(Options):
     learning_rate: float = option(3e-4, "the schedule's highest learning rate", minimum=0)
     lr_scheduler: str = option("ReduceLROnPlateau", ", ".join(SCHEDULES), choices=SCHEDULES)
     warmup_steps: Optional[int] = option(
-        None, "steps of linear warm-up (none: 20 % of training for multi_step and constant, 5 % for cosine, else 0)",
+        None,
+        "steps of linear warm-up (none: 20 % of training for multi_step and constant, 5 % for cosine, else 0)",
         minimum=0,
     )
     weight_decay: float = option(0.0, "weight decay of everything with more than one dimension", minimum=0)
     adam_beta2: float = option(0.999, "decay of Adam's second moment", minimum=0, maximum=0.999999)
     clip_grad_norm: float = option(0.0, "largest norm of the gradient (0: any)", minimum=0)
     ema_decay: float = option(
-        0.0, "decay of the moving average of the weights that validation and drawing use (0: none)",
-        minimum=0, maximum=0.999999,
+        0.0,
+        "decay of the moving average of the weights that validation and drawing use (0: none)",
+        minimum=0,
+        maximum=0.999999,
     )
     fp16: bool = option(False, "compute in half precision")
     bf16: bool = option(False, "compute in bfloat16, with weights and updates in float32")
-    loss_scaling: float = option(1.0, "factor of the loss under fp16 (where the GPU engine's scaling starts)", minimum=0)
+    loss_scaling: float = option(
+        1.0, "factor of the loss under fp16 (where the GPU engine's scaling starts)", minimum=0
+    )
     enable_als: bool = option(False, "adapt the loss scaling to the gradients")
 
     def __post_init__(self) -> None:

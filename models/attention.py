@@ -59,6 +59,8 @@ class Attention(nn.Module):
         dropout: probability of dropping an output value.
     """
 
+    mask: Tensor
+
     def __init__(
         self, hidden_size: int, num_attention_heads: int, dim_head: int, pattern: Pattern, dropout: float = 0.0
     ) -> None:
@@ -123,7 +125,9 @@ def axial_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor
     """
     layout, length = pattern.layout, q.shape[2]
     text_len = layout.text_len
-    out_text = F.scaled_dot_product_attention(q[:, :, :text_len], k[:, :, :text_len], v[:, :, :text_len], is_causal=True)
+    out_text = F.scaled_dot_product_attention(
+        q[:, :, :text_len], k[:, :, :text_len], v[:, :, :text_len], is_causal=True
+    )
     missing = text_len + layout.image_len - length
     lines = "b h (y x) k -> b h y x k" if pattern.kind == "axial_row" else "b h (y x) k -> b h x y k"
     q_line, k_line, v_line = (

@@ -25,8 +25,10 @@ class SamplingOptions(Options):
     """How a token is drawn from its logits."""
 
     top_k: float = option(
-        0.9, "share of the vocabulary dropped before drawing a token, the least likely first (0: none)",
-        minimum=0, maximum=1,
+        0.9,
+        "share of the vocabulary dropped before drawing a token, the least likely first (0: none)",
+        minimum=0,
+        maximum=1,
     )
     top_p: float = option(
         1.0, "keep the likeliest tokens that together reach this probability (1: all)", minimum=1e-6, maximum=1
@@ -35,7 +37,7 @@ class SamplingOptions(Options):
 
 
 def filter_top_k(logits: Tensor, dropped_share: float) -> Tensor:
-    """Drop this share of the logits (B, V), the least first; one always stays (DALLE-pytorch's and Graphcore's top-k)."""
+    """Drop this share of the logits (B, V), the least first, but one (top-k as DALLE-pytorch and Graphcore have it)."""
     kept = max(int((1 - dropped_share) * logits.shape[-1]), 1)
     least = logits.topk(kept, dim=-1).values[:, -1:]
     return logits.masked_fill(logits < least, float("-inf"))

@@ -54,7 +54,7 @@ class TextToImage(nn.Module):
         self.image_tokenizer = image_tokenizer.requires_grad_(False).eval()
         self.dalle = dalle
 
-    def train(self, mode: bool = True) -> "TextToImage":
+    def train(self, mode: bool = True) -> TextToImage:
         """Put the transformer into training mode; the tokenizer stays as it is evaluated."""
         super().train(mode)
         self.image_tokenizer.eval()

@@ -21,13 +21,15 @@ class TransformerOptions(Options):
     dim_head: int = option(64, "width of one head", minimum=1)
     text_seq_len: int = option(80, "text tokens of a sample", minimum=1)
     attn_types: Tuple[str, ...] = option(
-        ("full",), "attention of each layer, cycled over the layers: " + ", ".join(ATTENTION_TYPES),
+        ("full",),
+        "attention of each layer, cycled over the layers: " + ", ".join(ATTENTION_TYPES),
         choices=ATTENTION_TYPES,
     )
     conv_kernel_size: int = option(5, "side of the window of conv_like attention; odd", minimum=1)
     conv_dilation: int = option(1, "step between the pixels of that window", minimum=1)
     conv_window: str = option(
-        "causal", "where that window lies: causal (ends at the pixel) or centered (cut at the pixel)",
+        "causal",
+        "where that window lies: causal (ends at the pixel) or centered (cut at the pixel)",
         choices=CONV_WINDOWS,
     )
     ff_dropout: float = option(0.0, "dropout inside the feed-forward layers", minimum=0, maximum=1)
@@ -58,7 +60,9 @@ class DiscreteVAEOptions(Options):
     temperature: float = option(0.9, "Gumbel-softmax temperature (at the start, when it is annealed)", minimum=1e-6)
     straight_through: bool = option(False, "sample hard codes forward, soft ones backward")
     kl_div_loss_weight: float = option(
-        0.0, "weight of the divergence of the codes' distribution from the uniform one", minimum=0,
+        0.0,
+        "weight of the divergence of the codes' distribution from the uniform one",
+        minimum=0,
         aliases=("kl_loss_weight",),
     )
 

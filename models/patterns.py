@@ -3,8 +3,8 @@
 A pattern is data: one predicate over two image positions, below. Everything else is derived from it and tested against
 it: the dense mask, the keys that one decoding step reads, and the structured forms in `attention.py`.
 
-Positions of a sequence: 0 is <bos>, then `text_seq_len` text tokens, then the picture row by row. Text is attended to by
-everything after it; the patterns only say which pixels a pixel sees. Patterns as in Ramesh et al. 2021, "Zero-Shot
+Positions of a sequence: 0 is <bos>, then `text_seq_len` text tokens, then the picture row by row. Text is attended to
+by everything after it; the patterns only say which pixels a pixel sees. Patterns as in Ramesh et al. 2021, "Zero-Shot
 Text-to-Image Generation", section 2.2.
 """
 
@@ -66,7 +66,8 @@ class Pattern:
         pixels = (query >= text_len) & (key >= text_len)
         place, other = query - text_len, key - text_len
         near = PATTERNS[self.kind](
-            self, (place.div(columns, rounding_mode="floor"), place % columns),
+            self,
+            (place.div(columns, rounding_mode="floor"), place % columns),
             (other.div(columns, rounding_mode="floor"), other % columns),
         )
         return (key <= query) & (near | ~pixels)

@@ -7,9 +7,9 @@ Legend: B batch, S positions, D width.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-import torch
 
 from models.attention import Attention, KeyValueCache
 from models.options import TransformerOptions

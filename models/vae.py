@@ -58,6 +58,9 @@ class DiscreteVAE(ImageTokenizer):
         normalization: means and deviations of the channels; None: pictures are taken as they are.
     """
 
+    usage: Tensor
+    error: Tensor
+
     def __init__(
         self,
         image_size: int = 256,
@@ -82,15 +85,25 @@ class DiscreteVAE(ImageTokenizer):
         self.codebook = nn.Embedding(num_tokens, codebook_dim)
         self.encoder = _make_encoder(channels, hidden_dim, num_layers, num_resnet_blocks, num_tokens)
         self.decoder = _make_decoder(channels, hidden_dim, num_layers, num_resnet_blocks, codebook_dim)
-        self.arguments = dict(
-            image_size=image_size, num_tokens=num_tokens, codebook_dim=codebook_dim, num_layers=num_layers,
-            num_resnet_blocks=num_resnet_blocks, hidden_dim=hidden_dim, channels=channels,
-            smooth_l1_loss=smooth_l1_loss, temperature=temperature, straight_through=straight_through,
-            kl_div_loss_weight=kl_div_loss_weight, normalization=normalization,
-        )
+        self.arguments = {
+            "image_size": image_size,
+            "num_tokens": num_tokens,
+            "codebook_dim": codebook_dim,
+            "num_layers": num_layers,
+            "num_resnet_blocks": num_resnet_blocks,
+            "hidden_dim": hidden_dim,
+            "channels": channels,
+            "smooth_l1_loss": smooth_l1_loss,
+            "temperature": temperature,
+            "straight_through": straight_through,
+            "kl_div_loss_weight": kl_div_loss_weight,
+            "normalization": normalization,
+        }
         self.reset_parameters()
-        # Moving share of the pixels that take each code: from it come perplexity and the codes to restart.
+        # Moving shares of the codes: of the places that take each, and of the squared error made in those places. From
+        # them come perplexity, the codes to restart and the codes to split.
         self.register_buffer("usage", torch.full((num_tokens,), 1 / num_tokens))
+        self.register_buffer("error", torch.full((num_tokens,), 1 / num_tokens))
 
     def reset_parameters(self) -> None:
         """Draw fresh weights that carry a signal's size through the ReLUs (He et al. 2015).
@@ -104,10 +117,10 @@ class DiscreteVAE(ImageTokenizer):
                 if isinstance(module, nn.ConvTranspose2d):
                     inputs //= module.stride[0] * module.stride[1]  # how many of them reach one pixel
                 nn.init.normal_(module.weight, std=(2 / inputs) ** 0.5)
-                nn.init.zeros_(module.bias)
-        for module in self.modules():
-            if isinstance(module, ResidualBlock):  # starts close to the identity
-                nn.init.normal_(module.net[-1].weight, std=0.3 * (2 / module.net[-1].in_channels) ** 0.5)
+                module.bias.data.zero_()
+        for block in self.modules():
+            if isinstance(block, ResidualBlock):  # starts close to the identity
+                block.net[-1].weight.data.mul_(0.3)
 
     def forward(self, images: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """The training losses of pictures (B, C, H, W), in 0..1 or bytes.
@@ -118,11 +131,11 @@ class DiscreteVAE(ImageTokenizer):
         """
         images = self.normalize(as_unit_range(images))
         logits = self.encoder(images).float()  # (B, N, Y, X); in lower precision the Gumbel noise is too coarse
-        if self.training:
-            self._count(logits)
         codes = F.gumbel_softmax(logits, tau=self.temperature, dim=1, hard=self.straight_through)
         codes = codes.to(self.codebook.weight.dtype)
         rebuilt = self.decoder(torch.einsum("b n y x, n e -> b e y x", codes, self.codebook.weight))
+        if self.training:
+            self._count(logits, images - rebuilt)
         reconstruction = F.smooth_l1_loss if self.smooth_l1_loss else F.mse_loss
         reconstruction_loss = reconstruction(rebuilt, images)
         divergence = _divergence_from_uniform(logits)
@@ -156,9 +169,13 @@ class DiscreteVAE(ImageTokenizer):
         )
 
     @torch.no_grad()
-    def _count(self, logits: Tensor) -> None:
-        counts = torch.bincount(logits.argmax(dim=1).flatten(), minlength=self.num_tokens)
-        self.usage.lerp_((counts / counts.sum()).to(self.usage.dtype), 1 - USAGE_DECAY)
+    def _count(self, logits: Tensor, difference: Tensor) -> None:
+        taken = logits.argmax(dim=1).flatten()
+        places = F.adaptive_avg_pool2d(difference.to(self.error.dtype).square().mean(dim=1), self.grid).flatten()
+        counts = torch.bincount(taken, minlength=self.num_tokens)
+        errors = torch.zeros_like(self.error).index_add_(0, taken, places)
+        self.usage.lerp_(counts / counts.sum(), 1 - USAGE_DECAY)
+        self.error.lerp_(errors / errors.sum().clamp(min=1e-12), 1 - USAGE_DECAY)
 
 
 def codebook_perplexity(usage: Tensor) -> Tensor:
@@ -174,23 +191,32 @@ def dead_codes(usage: Tensor) -> Tensor:
 
 @torch.no_grad()
 def restart_dead_codes(vae: DiscreteVAE) -> int:
-    """Turn every dead code into a slightly changed copy of a code in use, drawn by its usage; returns how many.
+    """Turn every dead code into a slightly changed copy of a code in use; returns how many.
 
-    Encoder output and codebook entry are copied together, so the copy competes with its donor at once and the two
-    grow apart in training. After Dhariwal et al. 2020, "Jukebox", which restarts the dead codes of a VQ-VAE.
+    The codes to copy are those whose places are rebuilt worse than the average place, in proportion to the error made
+    there: so new codes go where detail is missing, and never to a plain background that one code serves well. Encoder
+    output and codebook entry are copied together: the copy competes with its donor at once, and the two grow apart in
+    training. Dhariwal et al. 2020, "Jukebox", restart the dead codes of a VQ-VAE from encodings drawn at random.
     """
     dead = dead_codes(vae.usage)
-    if not len(dead):
+    worse = torch.where(vae.error > vae.usage, vae.error, torch.zeros_like(vae.error)).index_fill(0, dead, 0.0)
+    if not len(dead) or not worse.sum() > 0:
         return 0
-    donors = torch.multinomial(vae.usage.index_fill(0, dead, 0), len(dead), replacement=True)
-    to_logits = vae.encoder[-1]
-    for parameter in (to_logits.weight, to_logits.bias, vae.codebook.weight):
-        copies = parameter[donors]
-        parameter[dead] = copies + RESTART_NOISE * copies.std(unbiased=False) * torch.randn_like(copies)
-    copies_of = torch.bincount(donors, minlength=vae.num_tokens)
-    vae.usage.div_(1 + copies_of)
-    vae.usage[dead] = vae.usage[donors]
+    donors = torch.multinomial(worse, len(dead), replacement=True)
+    to_logits: nn.Conv2d = vae.encoder[-1]  # type: ignore[assignment]
+    for name in ("weight", "bias"):
+        _copy_with_noise(getattr(to_logits, name), dead, donors)
+    _copy_with_noise(vae.codebook.weight, dead, donors)
+    heirs = 1 + torch.bincount(donors, minlength=vae.num_tokens)
+    for shares in (vae.usage, vae.error):
+        shares.div_(heirs)
+        shares[dead] = shares[donors]
     return len(dead)
+
+
+def _copy_with_noise(parameter: Tensor, dead: Tensor, donors: Tensor) -> None:
+    copies = parameter[donors]
+    parameter[dead] = copies + RESTART_NOISE * copies.std(unbiased=False) * torch.randn_like(copies)
 
 
 def _divergence_from_uniform(logits: Tensor) -> Tensor:

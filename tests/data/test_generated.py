@@ -13,7 +13,7 @@ def test_items_have_the_form_of_the_real_datasets_items() -> None:
     text, image = dataset[0]
     assert text.dtype == torch.int64 and text.shape == (5,)
     assert image.dtype == torch.float32 and image.shape == (3, 4, 4)
-    assert 0 <= float(image.min()) and float(image.max()) <= 1
+    assert float(image.min()) >= 0 and float(image.max()) <= 1
     assert GeneratedImages(1, image_size=4, byteio=True)[0].dtype == torch.uint8
 
 

@@ -92,7 +92,7 @@ def test_the_validation_folder_comes_before_all_else_and_counts_whole(tmp_path: 
     coco_split(tmp_path / "coco", "train2017", ["a"])
     coco_split(tmp_path / "coco", "val2017", ["b"])
     other = pictures(tmp_path / "other", ["c"], captions=True)
-    options: Dict[str, Any] = dict(input_folder=tmp_path / "coco", validation_folder=other, validation_share=0.0)
+    options: Dict[str, Any] = {"input_folder": tmp_path / "coco", "validation_folder": other, "validation_share": 0.0}
     assert names_of(pairs_of("validation", **options)) == ["c"]
     assert names_of(pairs_of(**options)) == ["a"]
     assert names_of(pairs_of("validation", input_folder=other, validation_folder=tmp_path / "coco")) == ["a", "b"]
@@ -100,7 +100,7 @@ def test_the_validation_folder_comes_before_all_else_and_counts_whole(tmp_path: 
 
 def test_a_validation_share_is_taken_from_training_and_stays_when_files_are_added(tmp_path: Path) -> None:
     pictures(tmp_path, [f"{n:03}" for n in range(100)], captions=True)
-    options: Dict[str, Any] = dict(input_folder=tmp_path, validation_share=0.3)
+    options: Dict[str, Any] = {"input_folder": tmp_path, "validation_share": 0.3}
     train, validation = names_of(pairs_of(**options)), names_of(pairs_of("validation", **options))
     assert sorted(train + validation) == [f"{n:03}" for n in range(100)]
     assert 15 < len(validation) < 45
@@ -112,14 +112,14 @@ def test_a_validation_share_is_taken_from_training_and_stays_when_files_are_adde
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(), "input_folder is not set"),
-        (dict(input_folder="absent"), "input_folder=absent does not exist"),
-        (dict(input_folder="images", captions_folder="absent"), "captions_folder=absent does not exist"),
-        (dict(input_folder="images", annotations="absent.json"), "annotations=absent.json does not exist"),
-        (dict(input_folder="images/a.png"), "input_folder=images/a.png is no folder"),
-        (dict(input_folder="images"), "2 images, 0 caption files"),
-        (dict(input_folder="empty"), "0 images, 0 caption files"),
-        (dict(input_folder="coco"), "splits val2017; training needs"),
+        ({}, "input_folder is not set"),
+        ({"input_folder": "absent"}, "input_folder=absent does not exist"),
+        ({"input_folder": "images", "captions_folder": "absent"}, "captions_folder=absent does not exist"),
+        ({"input_folder": "images", "annotations": "absent.json"}, "annotations=absent.json does not exist"),
+        ({"input_folder": "images/a.png"}, "input_folder=images/a.png is no folder"),
+        ({"input_folder": "images"}, "2 images, 0 caption files"),
+        ({"input_folder": "empty"}, "0 images, 0 caption files"),
+        ({"input_folder": "coco"}, "splits val2017; training needs"),
     ],
 )
 def test_a_missing_dataset_is_an_error_that_says_what_was_found(

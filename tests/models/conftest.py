@@ -48,13 +48,13 @@ def make_dalle() -> Callable[..., Dalle]:
     """
 
     def make(grid: Tuple[int, int] = (3, 4), **options: Any) -> Dalle:
-        sizes = dict(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, dim_head=4, text_seq_len=5)
+        sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "dim_head": 4, "text_seq_len": 5}
         dalle = Dalle(TransformerOptions(**{**sizes, **options}), 11, 13, grid).double().eval()
         for module in dalle.modules():
             if isinstance(module, LayerScale):
                 torch.nn.init.ones_(module.scale)
         for parameter in dalle.to_logits.parameters():
-            torch.nn.init.normal_(parameter)
+            torch.nn.init.normal_(parameter, std=0.5)
         return dalle
 
     return make

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.attention import Attention
 from models.dalle import Dalle
 from models.options import ATTENTION_TYPES, TransformerOptions
+from models.transformer import Layer
 from options import OptionError
 
 BATCH = 2
@@ -57,6 +59,7 @@ def test_a_layer_adds_scaled_attention_and_then_scaled_gated_feed_forward(
     make_dalle: Callable[..., Dalle], sandwich_norm: bool
 ) -> None:
     layer = make_dalle(sandwich_norm=sandwich_norm).layers[0]
+    assert isinstance(layer, Layer)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)
     weights = layer.state_dict()
@@ -157,11 +160,11 @@ def test_dropout_changes_training_and_nothing_else(make_dalle: Callable[..., Dal
 
 
 def test_layers_start_the_weaker_the_deeper_they_lie() -> None:
-    sizes = dict(hidden_size=1, num_hidden_layers=25, num_attention_heads=1, dim_head=1, text_seq_len=1)
-    layers = Dalle(TransformerOptions(**sizes), 2, 2, (2, 2)).layers
-    wanted = torch.tensor([0.1] * 18 + [1e-5] * 6 + [1e-6])
-    assert torch.equal(torch.cat([layer.attention_scale.scale for layer in layers]), wanted)
-    assert torch.equal(torch.cat([layer.feed_forward_scale.scale for layer in layers]), wanted)
+    options = TransformerOptions(hidden_size=1, num_hidden_layers=25, num_attention_heads=1, dim_head=1)
+    weights = Dalle(options, 2, 2, (2, 2)).state_dict()
+    for part in ("attention", "feed_forward"):
+        scales = torch.cat([weights[f"layers.{layer}.{part}_scale.scale"] for layer in range(25)])
+        assert torch.equal(scales, torch.tensor([0.1] * 18 + [1e-5] * 6 + [1e-6]))
 
 
 def test_a_fresh_model_is_as_good_as_guessing() -> None:
@@ -172,8 +175,8 @@ def test_a_fresh_model_is_as_good_as_guessing() -> None:
 
 
 def test_attention_types_are_cycled_over_the_layers(make_dalle: Callable[..., Dalle]) -> None:
-    layers = make_dalle(attn_types="full,axial_row,conv_like", num_hidden_layers=5).layers
-    kinds = [layer.attention.pattern.kind for layer in layers]
+    dalle = make_dalle(attn_types="full,axial_row,conv_like", num_hidden_layers=5)
+    kinds = [module.pattern.kind for module in dalle.modules() if isinstance(module, Attention)]
     assert kinds == ["full", "axial_row", "conv_like", "full", "axial_row"]
 
 

@@ -1,0 +1,55 @@
+# make demo       draw a set of scenes, train on it, draw held-out prompts (a few minutes on two cores)
+# make test       the test suite
+# make check      formatting, lint, types and the test suite
+# make test-sdk   the test suite on what Graphcore's SDK brings: make test-sdk PYTHON=python3.8
+# Each makes the environment it needs if there is none.
+PYTHON ?= python3
+VENV ?= .venv
+SDK_VENV ?= .venv-sdk
+BIN := $(VENV)/bin
+JOBS ?= 2
+DEMO := output/demo
+
+.PHONY: demo test check lint format test-sdk clean
+
+demo: $(VENV)/core
+	$(BIN)/python -m data.demo --out-dir $(DEMO)/scenes
+	$(BIN)/python -m bpe.train --captions $(DEMO)/scenes/captions_train2017.txt --out $(DEMO)/vocabulary.json --vocab-size 512
+	$(BIN)/python train_vae.py --config demo_vae --resume
+	$(BIN)/python train.py --config demo --resume
+	$(BIN)/python evaluate.py --dalle_path $(DEMO)/dalle --prompts $(DEMO)/scenes/held_out_prompts.txt --outputs_dir $(DEMO)
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest -q -n $(JOBS)
+
+check: lint test
+
+lint: $(VENV)/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy .
+
+format: $(VENV)/dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test-sdk: $(SDK_VENV)/sdk
+	$(SDK_VENV)/bin/python -m pytest -q -n $(JOBS)
+
+$(VENV)/core: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/dev: requirements-dev.txt $(VENV)/core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+$(SDK_VENV)/sdk: requirements.txt
+	$(PYTHON) -m venv $(SDK_VENV)
+	$(SDK_VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.0.1 torchvision==0.15.2 \
+		-r requirements.txt pytest pytest-xdist
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(SDK_VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache
