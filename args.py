@@ -113,6 +113,8 @@ def read_entry(file: Path, entry: str, names: Mapping[str, str]) -> Dict[str, An
         raise OptionError(f"config_file={file} cannot be read ({error.strerror}); check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise OptionError(f"config_file={file} is not plain YAML: {error}") from None
+    if isinstance(document, dict) and entry in document and document[entry] is None:
+        return {}  # an entry without keys: all defaults
     if not isinstance(document, dict) or not isinstance(document.get(entry), dict):
         known = [str(name) for name in document] if isinstance(document, dict) else []
         raise OptionError(

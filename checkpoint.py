@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import os
 import pickle
 import re
@@ -24,12 +25,18 @@ from models.image_tokenizer import ImageTokenizer, TextToImage
 from models.options import TransformerOptions
 from options import Options, UserError
 
+_log = logging.getLogger(__name__)
+
 FORMAT = 1
 _PARTIAL = ".partial"
 
 
 class CheckpointError(UserError):
     """A checkpoint that cannot be used. The message names the file, what is wrong and the remedy."""
+
+
+class TornCheckpointError(CheckpointError):
+    """A checkpoint that was cut off or damaged."""
 
 
 class CheckpointFolder:
@@ -68,13 +75,14 @@ class CheckpointFolder:
         """The newest whole checkpoint with its contents; torn ones are passed over. None when there is none.
 
         Raises:
-            CheckpointError: there are checkpoints, and not one is whole.
+            CheckpointError: there are checkpoints, and not one is whole; or the newest whole one cannot be used.
         """
         torn = []
         for path in self.files():
             try:
                 return path, read_checkpoint(path, self.kind)
-            except CheckpointError as error:
+            except TornCheckpointError as error:
+                _log.warning("passed over: %s", error)
                 torn.append(str(error))
         if torn:
             raise CheckpointError(f"{self.folder} holds no whole checkpoint: {'; '.join(torn)}")
@@ -107,9 +115,15 @@ def read_checkpoint(path: Path, kind: str) -> Dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path} holds more than tensors and plain containers, or is torn: {error}") from None
+        named = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))  # torch's own text advises to run it all the same
+        what = f"names {named.group(1)}" if named else "is torn, or names something"
+        raise TornCheckpointError(
+            f"{path} {what}, which is no tensor or plain container; nothing of it was run"
+        ) from None
     except Exception as error:  # torch raises whatever it stumbles on; every one means that the file is not whole
-        raise CheckpointError(f"{path} is torn or no checkpoint ({type(error).__name__}); use another one") from None
+        raise TornCheckpointError(
+            f"{path} is torn or no checkpoint ({type(error).__name__}); use another one"
+        ) from None
     if not isinstance(state, dict) or not isinstance(state.get("format"), int) or "kind" not in state:
         raise CheckpointError(f"{path} is no checkpoint of this program; give one that train.py or train_vae.py wrote")
     if state["format"] > FORMAT:
@@ -144,9 +158,9 @@ def check_same_model(options: Options, saved: Mapping[str, Any]) -> None:
     for field in dataclasses.fields(options):  # type: ignore[arg-type]
         name, value = field.name, getattr(options, field.name)
         value = list(value) if isinstance(value, tuple) else value
-        if value != saved[name]:
+        if value != saved.get(name, field.default):
             raise CheckpointError(
-                f"{name}={value}, but the checkpoint was trained with {name}={saved[name]}; use the latter"
+                f"{name}={value}, but the checkpoint was trained with {name}={saved.get(name, field.default)}; use the latter"
             )
 
 

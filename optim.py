@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.options import TrainingOptions
+from options import UserError
 
 EPSILON = 1e-6  # Graphcore's; kind to gradients in half precision
 _WARMUP_SHARE = {"multi_step": 0.2, "constant": 0.2, "cosine": 0.05, "ReduceLROnPlateau": 0.0}
@@ -43,14 +44,12 @@ def load_named_optimizer_state(
     """Put back what `named_optimizer_state` returned.
 
     Raises:
-        ValueError: the state belongs to other parameters.
+        UserError: the state belongs to other parameters.
     """
     parameters = dict(trainable_parameters(model))
     if state and set(state) != set(parameters):
         strange = sorted(set(state) ^ set(parameters))[0]
-        raise ValueError(
-            f"the optimizer's state and the model differ in {strange!r}; resume with the run's own options"
-        )
+        raise UserError(f"the optimizer's state and the model differ in {strange!r}; resume with the run's own options")
     for name, values in state.items():
         parameter = parameters[name]
         optimizer.state[parameter] = {

@@ -8,6 +8,7 @@ options from YAML and the command line; nothing is typed twice.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Optional, Sequence, Tuple, Union, get_type_hints
 
 Number = Union[int, float]
@@ -142,8 +143,8 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
     rules = field.metadata
     if rules["choices"] and value not in rules["choices"]:
         raise OptionError(f"{field.name}={value!r} is not one of {', '.join(rules['choices'])}; choose one of these")
-    if isinstance(value, float) and value != value:
-        raise OptionError(f"{field.name}=nan is not a number; write one")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise OptionError(f"{field.name}={value} is not a finite number; write one")
     if rules["minimum"] is not None and value < rules["minimum"]:
         raise OptionError(f"{field.name}={value} is below {rules['minimum']}, the least allowed; raise it")
     if rules["maximum"] is not None and value > rules["maximum"]:

@@ -95,6 +95,7 @@ class HostEngine:
 
     def evaluate(self, inputs: Inputs) -> Tensor:
         """See `Engine.evaluate`."""
+        self.model.eval()
         with torch.no_grad(), self._autocast():
             return torch.stack(self.model(*self._to_device(inputs))).float()
 

@@ -191,27 +191,30 @@ def dead_codes(usage: Tensor) -> Tensor:
 
 @torch.no_grad()
 def restart_dead_codes(vae: DiscreteVAE) -> int:
-    """Turn every dead code into a slightly changed copy of a code in use; returns how many.
+    """Turn dead codes into slightly changed copies of codes in use, one a code; returns how many.
 
-    The codes to copy are those whose places are rebuilt worse than the average place, in proportion to the error made
-    there: so new codes go where detail is missing, and never to a plain background that one code serves well. Encoder
-    output and codebook entry are copied together: the copy competes with its donor at once, and the two grow apart in
-    training. Dhariwal et al. 2020, "Jukebox", restart the dead codes of a VQ-VAE from encodings drawn at random.
+    The codes to copy are those whose places are rebuilt worse than the average place, drawn in proportion to the error
+    made there: so new codes go where detail is missing, and never to a plain background that one code serves well.
+    Encoder output and codebook entry are copied together, and the two share their donor's probability: the copy competes
+    at once, takes nothing from other codes, and grows apart in training. Dhariwal et al. 2020, "Jukebox", restart the
+    dead codes of a VQ-VAE from encodings drawn at random.
     """
     dead = dead_codes(vae.usage)
     worse = torch.where(vae.error > vae.usage, vae.error, torch.zeros_like(vae.error)).index_fill(0, dead, 0.0)
-    if not len(dead) or not worse.sum() > 0:
+    count = min(len(dead), int((worse > 0).sum()))
+    if not count:
         return 0
-    donors = torch.multinomial(worse, len(dead), replacement=True)
+    dead, donors = dead[:count], torch.multinomial(worse, count)
     to_logits: nn.Conv2d = vae.encoder[-1]  # type: ignore[assignment]
-    for name in ("weight", "bias"):
-        _copy_with_noise(getattr(to_logits, name), dead, donors)
+    assert to_logits.bias is not None
+    to_logits.bias[donors] -= math.log(2)
+    _copy_with_noise(to_logits.weight, dead, donors)
+    to_logits.bias[dead] = to_logits.bias[donors]
     _copy_with_noise(vae.codebook.weight, dead, donors)
-    heirs = 1 + torch.bincount(donors, minlength=vae.num_tokens)
     for shares in (vae.usage, vae.error):
-        shares.div_(heirs)
+        shares[donors] /= 2
         shares[dead] = shares[donors]
-    return len(dead)
+    return count
 
 
 def _copy_with_noise(parameter: Tensor, dead: Tensor, donors: Tensor) -> None:

@@ -26,6 +26,7 @@ RUN = {
     "device": "cpu",
     "batch_size": 4,
     "max_steps": 3,
+    "learning_rate": 3e-3,
     "lr_scheduler": "constant",
     "warmup_steps": 0,
     "dataloader_workers": 0,
@@ -164,7 +165,7 @@ def run_train(run: Callable[..., None], dalle_options: Dict[str, Any]) -> Callab
 @pytest.fixture(scope="session")
 def dalle(run_train: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A transformer that has learnt a little."""
-    return run_train(tmp_path_factory.mktemp("dalle"), max_steps=60, learning_rate=1e-2, log_steps=20)
+    return run_train(tmp_path_factory.mktemp("dalle"), max_steps=150, log_steps=50, validation_steps=50)
 
 
 @pytest.fixture

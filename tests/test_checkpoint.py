@@ -175,7 +175,7 @@ def test_a_file_that_names_something_to_run_is_refused_and_nothing_runs(tmp_path
     marker, path = tmp_path / "ran", tmp_path / "dalle_1.pt"
     state = {"format": 1, "kind": "dalle", "weights": Payload(marker)}
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(CheckpointError, match="dalle_1.pt holds more than tensors and plain containers"):
+    with pytest.raises(CheckpointError, match="dalle_1.pt names .*system, which is no tensor or plain container"):
         read_checkpoint(path, "dalle")
     assert not marker.exists()
     torch.load(path, weights_only=False)

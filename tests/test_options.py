@@ -82,7 +82,7 @@ def test_yes_and_no_have_many_spellings(value: bool, words: Tuple[Any, ...]) -> 
         ("count", 0, "count=0 is below 1, the least allowed; raise it"),
         ("count", 3_000_000, "count=3000000 is above 2000000, the most allowed; lower it"),
         ("rate", "half", "rate='half' is not a number; write one"),
-        ("rate", "nan", "rate=nan is not a number; write one"),
+        ("rate", "nan", "rate=nan is not a finite number; write one"),
         ("rate", -0.1, "rate=-0.1 is below 0, the least allowed; raise it"),
         ("rate", 1.5, "rate=1.5 is above 1, the most allowed; lower it"),
         ("limit", -1, "limit=-1 is below 0, the least allowed; raise it"),

@@ -166,7 +166,8 @@ def start(options: Dict[str, Any], folder: Path) -> Any:
 
 def kill_until_done(options: Dict[str, Any], folder: Path, rng: random.Random, longest: float) -> int:
     """Train into `folder` with a process after the other, each killed after up to `longest` seconds; how many were."""
-    for kills in itertools.count():
+    kills = 0
+    while True:
         child = start(options, folder)
         child.join(rng.uniform(0, longest))
         child.kill()
@@ -174,8 +175,8 @@ def kill_until_done(options: Dict[str, Any], folder: Path, rng: random.Random, l
         assert child.exitcode in (0, -signal.SIGKILL), f"after {kills} kills, resuming failed"
         if child.exitcode == 0:
             return kills
+        kills += 1
         Run(folder, "dalle").checkpoints.newest()  # raises where checkpoints lie and none is whole
-    raise AssertionError("unreachable")
 
 
 def test_a_run_killed_at_any_moment_resumes_to_the_uninterrupted_one(
