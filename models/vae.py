@@ -131,7 +131,7 @@ class DiscreteVAE(ImageTokenizer):
         """
         images = self.normalize(as_unit_range(images))
         logits = self.encoder(images).float()  # (B, N, Y, X); in lower precision the Gumbel noise is too coarse
-        codes = F.gumbel_softmax(logits, tau=self.temperature, dim=1, hard=self.straight_through)
+        codes = gumbel_softmax(logits, self.temperature, self.straight_through)
         codes = codes.to(self.codebook.weight.dtype)
         rebuilt = self.decoder(torch.einsum("b n y x, n e -> b e y x", codes, self.codebook.weight))
         if self.training:
@@ -174,8 +174,22 @@ class DiscreteVAE(ImageTokenizer):
         places = F.adaptive_avg_pool2d(difference.to(self.error.dtype).square().mean(dim=1), self.grid).flatten()
         counts = torch.bincount(taken, minlength=self.num_tokens)
         errors = torch.zeros_like(self.error).index_add_(0, taken, places)
-        self.usage.lerp_(counts / counts.sum(), 1 - USAGE_DECAY)
+        self.usage.lerp_((counts / counts.sum()).to(self.usage.dtype), 1 - USAGE_DECAY)
         self.error.lerp_(errors / errors.sum().clamp(min=1e-12), 1 - USAGE_DECAY)
+
+
+def gumbel_softmax(logits: Tensor, temperature: float, straight_through: bool) -> Tensor:
+    """Sample codes from logits (B, N, Y, X): soft ones, or one-hot ones with the gradient of the soft ones.
+
+    As torch's own, with the noise drawn through uniform numbers: on a CPU that is several times faster than drawing
+    exponential ones, which took a third of a training step.
+    """
+    uniform = torch.rand_like(logits).clamp(min=torch.finfo(logits.dtype).tiny)
+    soft = ((logits - uniform.log().neg().log()) / temperature).softmax(dim=1)
+    if not straight_through:
+        return soft
+    hard = torch.zeros_like(soft).scatter(1, soft.argmax(dim=1, keepdim=True), 1.0)
+    return hard - soft.detach() + soft
 
 
 def codebook_perplexity(usage: Tensor) -> Tensor:

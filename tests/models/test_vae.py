@@ -83,54 +83,43 @@ def test_bytes_and_shares_of_one_picture_have_the_same_codes_and_loss() -> None:
     assert vae(picture / 255) == losses
 
 
+def train_once(vae: DiscreteVAE, images: Tensor) -> Tuple[Tuple[Tensor, ...], Tensor]:
+    """The losses, and what the decoder got, one row a place: (B * I, codebook_dim)."""
+    seen: List[Tensor] = []
+    hook = vae.decoder.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    losses = vae(images)
+    hook.remove()
+    return losses, seen[0].movedim(1, -1).flatten(0, 2)
+
+
 @pytest.mark.parametrize("smooth_l1_loss", [False, True])
-@pytest.mark.parametrize("straight_through", [False, True])
 @pytest.mark.parametrize("weight", [0.0, 0.3])
 @pytest.mark.parametrize("normalization", [None, ((0.1, 0.2, 0.3), (0.5, 0.25, 2.0))], ids=["plain", "normalized"])
 def test_losses_are_those_of_their_formulas(
-    smooth_l1_loss: bool, straight_through: bool, weight: float, normalization: Optional[Tuple[Any, Any]]
+    smooth_l1_loss: bool, weight: float, normalization: Optional[Tuple[Any, Any]]
 ) -> None:
-    vae = vae_of(
-        smooth_l1_loss=smooth_l1_loss,
-        straight_through=straight_through,
-        kl_div_loss_weight=weight,
-        normalization=normalization,
-        temperature=0.7,
-    )
-    vae.get_parameter(
-        "decoder.1.weight"
-    ).data *= 10  # errors on both sides of the 1 where the smooth L1 loss changes its form
+    vae = vae_of(smooth_l1_loss=smooth_l1_loss, kl_div_loss_weight=weight, normalization=normalization)
+    vae.get_parameter("decoder.1.weight").data *= 10  # for errors on both sides of 1, where smooth L1 changes its form
     images = pictures()
-    torch.manual_seed(1)
-    loss, reconstruction, divergence = vae(images)
+    (loss, reconstruction, divergence), decoded = train_once(vae, images)
 
     means, deviations = (torch.tensor(moments).view(3, 1, 1) for moments in normalization or ((0.0,) * 3, (1.0,) * 3))
-    seen = (images - means) / deviations
-    logits = vae.encoder(seen)
-    torch.manual_seed(1)
-    codes = F.gumbel_softmax(logits, tau=0.7, hard=straight_through, dim=1)
-    error = vae.decoder(torch.tensordot(codes, vae.codebook.weight, dims=([1], [0])).permute(0, 3, 1, 2)) - seen
+    normalized = (images - means) / deviations
+    error = vae.decoder(decoded.view(2, 4, 4, CODES).permute(0, 3, 1, 2)) - normalized
     assert error.abs().min() < 1 < error.abs().max()
     smooth = torch.where(error.abs() < 1, error**2 / 2, error.abs() - 0.5)
     torch.testing.assert_close(reconstruction, (smooth if smooth_l1_loss else error**2).mean())
-    shares = logits.softmax(dim=1)
+    shares = vae.encoder(normalized).softmax(dim=1)
     torch.testing.assert_close(divergence, (shares * (shares * CODES).log()).sum())
     torch.testing.assert_close(loss, reconstruction + weight * divergence)
 
 
-def codes_decoded(vae: DiscreteVAE) -> Tensor:
-    """What the decoder of `vae` gets in training when every code is a unit vector: (pixels, codes)."""
-    seen: List[Tensor] = []
-    vae.decoder.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    torch.nn.init.eye_(vae.codebook.weight)
-    vae(pictures())[0].backward()
-    return seen[0].movedim(1, -1).flatten(0, 2)
-
-
-def test_straight_through_decodes_one_code_a_pixel_and_still_teaches_the_encoder() -> None:
-    vae = vae_of(straight_through=True)
-    codes = codes_decoded(vae)
-    torch.testing.assert_close(codes, F.one_hot(codes.argmax(dim=1), CODES).float())
+def test_straight_through_decodes_one_code_a_place_and_still_teaches_the_encoder() -> None:
+    vae = vae_of(straight_through=True, codebook_dim=5)
+    (loss, _, _), decoded = train_once(vae, pictures())
+    nearest = vae.codebook.weight[torch.cdist(decoded, vae.codebook.weight).argmin(dim=1)]
+    torch.testing.assert_close(decoded, nearest)
+    loss.backward()
     gradient = vae.get_parameter("encoder.1.weight").grad
     assert gradient is not None and gradient.any()
 
@@ -140,11 +129,25 @@ def test_soft_codes_are_shares_that_are_the_harder_the_lower_the_temperature() -
     for temperature in (0.01, 1.0, 100.0):
         torch.manual_seed(1)
         vae = vae_of()
+        torch.nn.init.eye_(vae.codebook.weight)
         vae.temperature = temperature
-        codes = codes_decoded(vae)
-        torch.testing.assert_close(codes.sum(dim=1), torch.ones(len(codes)))
-        hardness.append(codes.max(dim=1).values.mean().item())
+        _, shares = train_once(vae, pictures())
+        torch.testing.assert_close(shares.sum(dim=1), torch.ones(len(shares)))
+        hardness.append(shares.max(dim=1).values.mean().item())
     assert 1 > hardness[0] > 0.9 > hardness[1] > 0.25 > hardness[2] > 1 / CODES
+
+
+@pytest.mark.parametrize("straight_through", [False, True])
+@pytest.mark.parametrize("temperature", [0.1, 2.0])
+def test_codes_are_sampled_as_often_as_their_probability_says(straight_through: bool, temperature: float) -> None:
+    vae = vae_of(straight_through=straight_through, temperature=temperature)
+    probabilities = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.04, 0.01])
+    vae.get_parameter("encoder.1.weight").data.zero_()
+    vae.get_parameter("encoder.1.bias").data.copy_(probabilities.log())
+    torch.nn.init.eye_(vae.codebook.weight)
+    _, shares = train_once(vae, pictures(500))
+    counts, expected = shares.argmax(dim=1).bincount(minlength=CODES), probabilities * len(shares)
+    assert ((counts - expected) ** 2 / expected).sum() < 20.6  # chi-square: fair samples exceed it once in 1,000 times
 
 
 @pytest.mark.parametrize("straight_through", [False, True])
@@ -173,6 +176,17 @@ def test_training_moves_the_usage_by_a_hundredth_and_evaluation_leaves_it(dtype:
     torch.testing.assert_close(vae.usage, 0.99 * before + 0.01 * taken / taken.sum())
 
 
+def test_the_error_of_a_place_is_counted_to_the_code_taken_there() -> None:
+    vae, images = vae_of(normalization=None), torch.zeros(1, 3, SIDE, SIDE)
+    images[:, :, 2:4, 6:8] = 1  # the place in row 1, column 3
+    for parameter in vae.decoder[-1].parameters():
+        torch.nn.init.zeros_(parameter)
+    before = vae.error.clone()
+    vae(images)
+    taken = vae.encode(images)[0, 1 * 4 + 3]
+    torch.testing.assert_close(vae.error, 0.99 * before + 0.01 * F.one_hot(taken, CODES))
+
+
 @pytest.mark.parametrize(
     "usage, perplexity",
     [([1, 1, 1, 1], 4), ([0.25, 0.25, 0.25, 0.25], 4), ([0, 1, 0, 0], 1), ([0, 3, 0, 3], 2), ([2, 1, 1, 0], 8**0.5)],
@@ -187,42 +201,75 @@ def test_a_code_is_dead_below_a_twentieth_of_its_even_share() -> None:
     assert dead_codes(torch.tensor([0.0, 0.0124, 0.0126, 0.975])).tolist() == [0, 1]
 
 
-def collapsed(num_tokens: int) -> DiscreteVAE:
-    """A VAE that takes code 0 for every pixel, and whose other codes are almost dead."""
-    vae = vae_of(num_tokens=num_tokens)
-    vae.get_parameter("encoder.1.bias").data[0] = 100
-    vae.usage.fill_(0.049 / num_tokens)
-    vae.usage[0] = 1 - vae.usage[1:].sum()
+def restart(vae: DiscreteVAE) -> Tuple[List[int], List[int]]:
+    """Restart dead codes; those that changed, and the code that each was nearest to before, itself included."""
+    before, dead = {name: tensor.clone() for name, tensor in vae.state_dict().items()}, dead_codes(vae.usage).tolist()
+    restarted = restart_dead_codes(vae)
+    codes = vae.codebook.weight.detach()
+    changed = (codes != before["codebook.weight"]).any(dim=1).nonzero().squeeze(1)
+    assert len(changed) == restarted and set(changed.tolist()) <= set(dead)
+    nearest = torch.cdist(codes[changed], before["codebook.weight"]).argmin(dim=1)
+    rows, donors = vae.get_parameter("encoder.1.weight").detach()[changed], before["encoder.1.weight"][nearest]
+    torch.testing.assert_close(rows, donors, rtol=0, atol=0.15)
+    return changed.tolist(), nearest.tolist()
+
+
+def half_dead() -> DiscreteVAE:
+    """A VAE of 16 codes whose last eight are taken nowhere."""
+    vae = vae_of(num_tokens=16, hidden_dim=16)
+    vae.get_parameter("encoder.1.bias").data[8:] = -100
+    vae.usage.copy_(torch.tensor([0.124] * 8 + [0.001] * 8))
+    vae.error.copy_(torch.tensor([0.125] * 8 + [0.0] * 8))
     return vae
 
 
 def test_restarted_codes_are_used_at_once() -> None:
-    vae, images = collapsed(num_tokens=20), pictures(4)
-    assert vae.encode(images).unique().tolist() == [0]
-    assert restart_dead_codes(vae) == 19
-    assert len(vae.encode(images).unique()) > 1
+    vae, images = half_dead(), pictures(8).round()
+    assert vae.encode(images).max() < 8
+    restart_dead_codes(vae)
+    assert vae.encode(images).max() >= 8
     assert dead_codes(vae.usage).tolist() == []
 
 
-def test_restarted_codes_are_near_copies_of_a_code_in_use_and_never_of_a_dead_one() -> None:
-    vae = collapsed(num_tokens=200)
-    parameters = [vae.get_parameter(name) for name in ("codebook.weight", "encoder.1.weight", "encoder.1.bias")]
-    donors = [parameter[0].detach().clone() for parameter in parameters]
-    share = vae.usage[0] / 200
-    restart_dead_codes(vae)
-    for parameter, donor in zip(parameters, donors):
-        assert torch.equal(parameter[0], donor)
-        torch.testing.assert_close(parameter.detach(), donor.expand_as(parameter), rtol=0, atol=0.15)
-    assert len(vae.codebook.weight.unique(dim=0)) == 200
-    torch.testing.assert_close(vae.usage, share.expand(200))
+def test_a_restarted_code_takes_half_of_its_donor_s_probability_and_nothing_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("models.vae.RESTART_NOISE", 0)
+    vae, images = half_dead(), pictures()
+    vae.error[1:8] = 0.1
+    before = vae.encoder(images).softmax(dim=1)
+    assert restart_dead_codes(vae) == 1
+    shares = vae.encoder(images).softmax(dim=1)
+    torch.testing.assert_close(shares[:, [0, 8]], before[:, [0, 0]] / 2)
+    torch.testing.assert_close(shares[:, 1:8], before[:, 1:8])
 
 
-def test_one_dead_code_alone_is_restarted_with_finite_weights() -> None:
+def test_dead_codes_become_near_copies_of_codes_in_use_and_never_of_dead_ones() -> None:
+    vae = vae_of(num_tokens=200)
+    in_use = torch.arange(200) < 5
+    vae.usage.copy_(torch.where(in_use, (1 - 195 * 0.0002) / 5, 0.0002))
+    vae.error.copy_(torch.where(in_use, 0.14, 0.3 / 195))
+    vae.error[0] = 0.4
+    changed, donors = restart(vae)
+    assert changed and set(donors) <= set(range(5))
+
+
+def test_dead_codes_become_copies_of_those_whose_places_are_rebuilt_worse_than_the_average() -> None:
+    vae = vae_of()
+    vae.usage.copy_(torch.tensor([0.6, 0.2, 0.2, 0.0, 0.0, 0.0]))
+    vae.error.copy_(torch.tensor([0.4, 0.5, 0.1, 0.0, 0.0, 0.0]))
+    changed, donors = restart(vae)
+    assert changed and set(donors) == {1}
+
+
+def test_one_dead_code_alone_shares_what_its_donor_had_and_stays_finite() -> None:
     vae = vae_of()
     vae.usage.copy_(torch.tensor([0.3, 0.3, 0.2, 0.1, 0.1, 0.0]))
-    assert restart_dead_codes(vae) == 1
+    vae.error.copy_(torch.tensor([0.1, 0.1, 0.1, 0.1, 0.6, 0.0]))
+    assert restart(vae) == ([5], [4])
     assert all(parameter.isfinite().all() for parameter in vae.parameters())
-    assert dead_codes(vae.usage).tolist() == []
+    torch.testing.assert_close(vae.usage, torch.tensor([0.3, 0.3, 0.2, 0.1, 0.05, 0.05]))
+    torch.testing.assert_close(vae.error, torch.tensor([0.1, 0.1, 0.1, 0.1, 0.3, 0.3]))
 
 
 def test_codes_in_use_are_left_alone() -> None:
@@ -232,12 +279,12 @@ def test_codes_in_use_are_left_alone() -> None:
     assert all(torch.equal(old, new) for old, new in zip(before, vae.parameters()))
 
 
-def test_saved_names_are_those_of_dalle_pytorch_and_the_usage() -> None:
+def test_saved_names_are_those_of_dalle_pytorch_and_the_shares_of_usage_and_error() -> None:
     convolutions = ["encoder.0.0", "encoder.1.0", "encoder.2.net.0", "encoder.2.net.2", "encoder.2.net.4", "encoder.3"]
     convolutions += ["decoder.0", "decoder.1.net.0", "decoder.1.net.2", "decoder.1.net.4", "decoder.2.0", "decoder.3.0"]
     recorded = {f"{module}.{tensor}" for module in [*convolutions, "decoder.4"] for tensor in ("weight", "bias")}
     vae = vae_of(num_layers=2, num_resnet_blocks=1)
-    assert set(vae.state_dict()) == recorded | {"codebook.weight", "usage"}
+    assert set(vae.state_dict()) == recorded | {"codebook.weight", "usage", "error"}
 
 
 def test_options_and_constructor_have_the_same_names() -> None:
