@@ -158,10 +158,9 @@ def check_same_model(options: Options, saved: Mapping[str, Any]) -> None:
     for field in dataclasses.fields(options):  # type: ignore[arg-type]
         name, value = field.name, getattr(options, field.name)
         value = list(value) if isinstance(value, tuple) else value
-        if value != saved.get(name, field.default):
-            raise CheckpointError(
-                f"{name}={value}, but the checkpoint was trained with {name}={saved.get(name, field.default)}; use the latter"
-            )
+        then = saved.get(name, field.default)
+        if value != then:
+            raise CheckpointError(f"{name}={value}, but the checkpoint was trained with {name}={then}; use the latter")
 
 
 def inference_weights(state: Mapping[str, Any]) -> Dict[str, Tensor]:

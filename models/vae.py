@@ -119,8 +119,8 @@ class DiscreteVAE(ImageTokenizer):
                     inputs //= module.stride[0] * module.stride[1]  # how many of them reach one pixel
                 nn.init.normal_(module.weight, std=(2 / inputs) ** 0.5)
                 module.bias.data.zero_()
-        # Codes have to tell something from the first step: where the Gumbel noise drowns the logits, the decoder learns to
-        # ignore the codes, and the encoder then never learns.
+        # Codes have to tell something from the first step: where the Gumbel noise drowns the logits, the decoder learns
+        # to ignore the codes, and the encoder then never learns.
         self.encoder[-1].weight.data.mul_(INITIAL_SHARPNESS)
         for block in self.modules():
             if isinstance(block, ResidualBlock):  # starts close to the identity
@@ -213,9 +213,9 @@ def restart_dead_codes(vae: DiscreteVAE) -> int:
 
     The codes to copy are those whose places are rebuilt worse than the average place, drawn in proportion to the error
     made there: so new codes go where detail is missing, and never to a plain background that one code serves well.
-    Encoder output and codebook entry are copied together, and the two share their donor's probability: the copy competes
-    at once, takes nothing from other codes, and grows apart in training. Dhariwal et al. 2020, "Jukebox", restart the
-    dead codes of a VQ-VAE from encodings drawn at random.
+    Encoder output and codebook entry are copied together, and the two share their donor's probability: the copy
+    competes at once, takes nothing from other codes, and grows apart in training. Dhariwal et al. 2020, "Jukebox",
+    restart the dead codes of a VQ-VAE from encodings drawn at random.
     """
     dead = dead_codes(vae.usage)
     worse = torch.where(vae.error > vae.usage, vae.error, torch.zeros_like(vae.error)).index_fill(0, dead, 0.0)

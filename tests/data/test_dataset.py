@@ -7,7 +7,6 @@ from typing import Any, List
 
 import pytest
 import torch
-from data.sampler import EpochSampler
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -15,6 +14,7 @@ from data.captions import CaptionTable, Pair
 from data.dataset import ImageDataset, TextImageDataset
 from data.options import DataOptions
 from data.report import DataError, DataReport
+from engines.sampler import EpochSampler
 
 SIZE = 8
 
