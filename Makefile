@@ -9,6 +9,8 @@ SDK_VENV ?= .venv-sdk
 BIN := $(VENV)/bin
 JOBS ?= 2
 DEMO := output/demo
+# Threads that wait asleep: spinning ones bring a busy machine to a halt.
+export OMP_WAIT_POLICY ?= passive
 
 .PHONY: demo test check lint format test-sdk clean
 
@@ -17,7 +19,8 @@ demo: $(VENV)/core
 	$(BIN)/python -m bpe.train --captions $(DEMO)/scenes/captions_train2017.txt --out $(DEMO)/vocabulary.json --vocab-size 512
 	$(BIN)/python train_vae.py --config demo_vae --resume
 	$(BIN)/python train.py --config demo --resume
-	$(BIN)/python evaluate.py --dalle_path $(DEMO)/dalle --prompts $(DEMO)/scenes/held_out_prompts.txt --outputs_dir $(DEMO)
+	$(BIN)/python evaluate.py --dalle_path $(DEMO)/dalle --prompts $(DEMO)/scenes/held_out_prompts.txt \
+		--outputs_dir $(DEMO) --temperature 0.5
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest -q -n $(JOBS)

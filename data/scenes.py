@@ -56,8 +56,10 @@ COLORS: Dict[str, Color] = {
     "green": (44, 156, 76),
     "blue": (36, 96, 216),
     "purple": (128, 58, 172),
+    "pink": (244, 108, 172),
+    "black": (44, 44, 50),
 }
-SIZES: Dict[str, float] = {"small": 0.12, "large": 0.18}
+SIZES: Dict[str, float] = {"small": 0.11, "large": 0.18}
 _NEAR, _MIDDLE, _FAR = 0.25, 0.5, 0.75  # the outermost at which every large shape still fits, jitter included
 PLACES: Dict[str, Point] = {
     "top left": (_NEAR, _NEAR),

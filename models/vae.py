@@ -20,7 +20,6 @@ HALF = ((0.5,) * 4, (0.5,) * 4)
 USAGE_DECAY = 0.99
 DEAD_SHARE = 0.05  # of the share that a code has when all are used alike
 RESTART_NOISE = 0.02
-INITIAL_SHARPNESS = 4.0
 
 
 class ResidualBlock(nn.Module):
@@ -119,9 +118,6 @@ class DiscreteVAE(ImageTokenizer):
                     inputs //= module.stride[0] * module.stride[1]  # how many of them reach one pixel
                 nn.init.normal_(module.weight, std=(2 / inputs) ** 0.5)
                 module.bias.data.zero_()
-        # Codes have to tell something from the first step: where the Gumbel noise drowns the logits, the decoder learns
-        # to ignore the codes, and the encoder then never learns.
-        self.encoder[-1].weight.data.mul_(INITIAL_SHARPNESS)
         for block in self.modules():
             if isinstance(block, ResidualBlock):  # starts close to the identity
                 block.net[-1].weight.data.mul_(0.3)

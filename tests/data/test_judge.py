@@ -145,7 +145,7 @@ def test_two_objects_are_none(color: str, size: str) -> None:
 
 
 def test_an_object_with_a_pale_ghost_beside_it_is_none() -> None:
-    scene = SCENE._replace(color="blue")
+    scene = SCENE._replace(color="black")
     ghost = _both(scene, scene._replace(place="right"))
     assert judge(Image.blend(_draw(scene), ghost, 0.4)) is None
 

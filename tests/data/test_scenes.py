@@ -62,7 +62,7 @@ def test_a_text_that_is_no_caption_is_an_error_that_shows_one(text: str) -> None
 def test_a_large_shape_fits_into_the_picture_at_every_place(shape: str, place: str) -> None:
     rng = random.Random(0)
     for _ in range(20):
-        picture = draw_scene(Scene(shape, "blue", "large", place), 64, rng)
+        picture = draw_scene(Scene(shape, "black", "large", place), 64, rng)
         inner = picture.copy()
         inner.paste(BACKGROUND, (1, 1, 63, 63))
         assert inner.getcolors() == [(64 * 64, BACKGROUND)]

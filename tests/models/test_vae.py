@@ -262,8 +262,9 @@ def test_dead_codes_become_copies_of_those_whose_places_are_rebuilt_worse_than_t
     assert changed and set(donors) == {1}
 
 
-def test_one_dead_code_alone_shares_what_its_donor_had_and_stays_finite() -> None:
-    vae = vae_of()
+@pytest.mark.parametrize("codebook_dim", [1, CODES])
+def test_one_dead_code_alone_shares_what_its_donor_had_and_stays_finite(codebook_dim: int) -> None:
+    vae = vae_of(codebook_dim=codebook_dim)
     vae.usage.copy_(torch.tensor([0.3, 0.3, 0.2, 0.1, 0.1, 0.0]))
     vae.error.copy_(torch.tensor([0.1, 0.1, 0.1, 0.1, 0.6, 0.0]))
     assert restart(vae) == ([5], [4])
