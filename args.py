@@ -28,7 +28,7 @@ from typing import (
 
 import yaml
 
-from options import OptionError, Options, UserError, is_flag, is_several
+from options import OptionError, Options, UserError, is_flag, is_several, plain_values
 
 CONFIGS = Path(__file__).resolve().parent / "configs.yml"
 Group = TypeVar("Group", bound=Options)
@@ -56,8 +56,8 @@ class Settings:
         """All options in plain containers, by name."""
         values: Dict[str, Any] = {}
         for group in self._groups.values():
-            values.update(dataclasses.asdict(group))  # type: ignore[call-overload]
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+            values.update(plain_values(group))
+        return values
 
 
 def read_settings(

@@ -23,7 +23,7 @@ from models.build import build_image_tokenizer, describe_image_tokenizer
 from models.dalle import Dalle
 from models.image_tokenizer import ImageTokenizer, TextToImage
 from models.options import TransformerOptions
-from options import Options, UserError
+from options import Options, UserError, plain_values
 
 _log = logging.getLogger(__name__)
 
@@ -155,9 +155,9 @@ def check_same_model(options: Options, saved: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: names the first option that differs.
     """
+    values = plain_values(options)
     for field in dataclasses.fields(options):  # type: ignore[arg-type]
-        name, value = field.name, getattr(options, field.name)
-        value = list(value) if isinstance(value, tuple) else value
+        name, value = field.name, values[field.name]
         then = saved.get(name, field.default)
         if value != then:
             raise CheckpointError(f"{name}={value}, but the checkpoint was trained with {name}={then}; use the latter")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Optional, Sequence, Tuple, Union, get_type_hints
+from typing import Any, Dict, Optional, Sequence, Tuple, Union, get_type_hints
 
 Number = Union[int, float]
 _FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -59,6 +59,12 @@ class Options:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = convert(field, hints[field.name], getattr(self, field.name))
             object.__setattr__(self, field.name, value)
+
+
+def plain_values(options: Options) -> Dict[str, Any]:
+    """The options of a group in plain containers, by name, as YAML and checkpoints hold them."""
+    values = dataclasses.asdict(options)  # type: ignore[call-overload]
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def convert(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:

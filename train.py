@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, Dict, List, Optional, Tuple
 
 import torch
@@ -28,7 +27,7 @@ from models.dalle import Dalle
 from models.decoding import SamplingOptions
 from models.image_tokenizer import ImageTokenizer, TextToImage
 from models.options import TokenizerOptions, TransformerOptions
-from options import OptionError
+from options import OptionError, plain_values
 from pictures import labelled_grid, to_images
 from training import Trainer, open_report, open_state
 
@@ -50,10 +49,7 @@ class DalleTask:
 
     def __init__(self, model: TextToImage, tokenizer: Tokenizer, prompts: List[str]) -> None:
         self.tokenizer, self.prompts = tokenizer, prompts
-        options = dataclasses.asdict(model.dalle.options)
-        self.description = describe_text_to_image(
-            model, {name: list(v) if isinstance(v, tuple) else v for name, v in options.items()}, tokenizer
-        )
+        self.description = describe_text_to_image(model, plain_values(model.dalle.options), tokenizer)
 
     def describe(self) -> Dict[str, Any]:
         """See `training.Task`."""

@@ -15,10 +15,10 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
-from checkpoint import CheckpointFolder
+from checkpoint import CheckpointFolder, find_checkpoint
 from data.options import DataOptions
 from data.report import DataReport
-from engines.base import Engine, Inputs
+from engines.base import Engine, as_inputs
 from engines.options import TrainingOptions
 from engines.sampler import steps_per_epoch
 from log import Log, LogOptions, Throughput
@@ -188,7 +188,7 @@ class Trainer:
     def _compile(self) -> None:
         started = time.perf_counter()
         example = torch.utils.data.default_collate([self.dataset[0]] * self.training.batch_size)
-        memory = self.engine.compile(_as_inputs(example))
+        memory = self.engine.compile(as_inputs(example))
         self.log.say(memory)
         self.log.say(f"Compiled model in {time.perf_counter() - started:.2f} secs")
 
@@ -221,7 +221,7 @@ class Trainer:
         assert self.validation is not None
         with self.engine.inference():
             for inputs in self.engine.validation_loader(self.validation):
-                inputs = _as_inputs(inputs)
+                inputs = as_inputs(inputs)
                 mean.add(self.engine.evaluate(inputs), weight=len(inputs[0]))
         values = dict(zip(self.task.scalars, mean.value().tolist()))
         self.log.record(self.step, "validation", values)
@@ -262,8 +262,9 @@ class Trainer:
 
     def _finish(self) -> None:
         self._save()
-        if self.report.summary():
-            self.log.say(f"data report ({self.report.path}):\n{self.report.summary()}")
+        summary = self.report.summary()
+        if summary:
+            self.log.say(f"data report ({self.report.path}):\n{summary}")
         if self.interruption.signal is not None:
             name = signal.Signals(self.interruption.signal).name
             self.log.say(f"stopped by {name} after step {self.step} of {self.total_steps}; go on with --resume")
@@ -289,8 +290,6 @@ def open_state(logs: LogOptions, kind: str) -> Optional[Dict[str, Any]]:
         CheckpointError: it cannot be read.
         TrainingError: a fresh run would mix its checkpoints with those of an earlier one.
     """
-    from checkpoint import find_checkpoint
-
     if logs.pretrained_checkpoint:
         path, state = find_checkpoint(logs.pretrained_checkpoint, kind)
     else:
@@ -317,7 +316,3 @@ def _first(dataset: Optional[Dataset[Any]], count: int) -> Optional[Dataset[Any]
         return None
     indices: List[int] = list(range(length))
     return Subset(dataset, indices)
-
-
-def _as_inputs(inputs: Any) -> Inputs:
-    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)

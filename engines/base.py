@@ -18,6 +18,11 @@ Batch = Iterable[Inputs]
 """The micro batches of one call of the engine, to be gone through once."""
 
 
+def as_inputs(sample: Any) -> Inputs:
+    """What a data loader gives, one tensor or several, as a micro batch."""
+    return tuple(sample) if isinstance(sample, (tuple, list)) else (sample,)
+
+
 class Engine(Protocol):
     """Runs training steps of one model."""
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from engines.base import Batch, Inputs
+from engines.base import Batch, Inputs, as_inputs
 from engines.memory import estimate_memory, measure_activations
 from engines.options import IpuOptions, TrainingOptions
 from engines.sampler import EpochSampler
@@ -73,8 +73,8 @@ class HostEngine:
         options = self.options
         sampler = EpochSampler(len(dataset), options.global_batch, options.random_seed, start, epochs)  # type: ignore[arg-type]
         micro_batches = iter(self._data_loader(dataset, sampler=sampler))
-        samples = itertools.count() if epochs is None else range(len(sampler) // options.global_batch)
-        for _ in itertools.islice(samples, 0, None, options.device_iterations):
+        updates = itertools.count() if epochs is None else range(len(sampler) // options.global_batch)
+        for _ in itertools.islice(updates, 0, None, options.device_iterations):
             yield itertools.islice(micro_batches, options.micro_batches * options.device_iterations)
 
     def validation_loader(self, dataset: Dataset[Any]) -> Iterable[Inputs]:
@@ -179,8 +179,7 @@ class HostEngine:
         return torch.autocast(self.device.type, dtype=self.dtype if enabled else torch.bfloat16, enabled=enabled)
 
     def _to_device(self, inputs: Inputs) -> Inputs:
-        inputs = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
-        return tuple(tensor.to(self.device, non_blocking=True) for tensor in inputs)
+        return tuple(tensor.to(self.device, non_blocking=True) for tensor in as_inputs(inputs))
 
     def _data_loader(self, dataset: Dataset[Any], **order: Any) -> DataLoader[Any]:
         return DataLoader(
