@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, Dict, Optional, Sequence, Tuple
 
 import torch
@@ -22,13 +21,15 @@ from engines import open_engine
 from engines.options import IpuOptions, TrainingOptions
 from log import LogOptions, set_up_logging
 from models.build import build_image_tokenizer
+from models.codebook import codebook_perplexity, restart_dead_codes, start_codes
+from models.image_tokenizer import as_unit_range
 from models.options import DiscreteVAEOptions
-from models.vae import DiscreteVAE, codebook_perplexity, restart_dead_codes
+from models.vae import DiscreteVAE
 from options import Options, option
 from pictures import labelled_grid, to_images
 from training import Trainer, open_report, open_state
 
-_MEASURED_IMAGES = 256
+_PICTURES = 256  # to begin codes from
 _SAMPLES = 8
 
 
@@ -43,6 +44,9 @@ class CodebookOptions(Options):
     kl_share: float = option(
         1.0, "share of training over which kl_div_loss_weight falls to 0; 1 keeps it as it is", minimum=0, maximum=1
     )
+    encoder_rest_share: float = option(
+        0.3, "share of training, from its start, in which the encoder does not change", minimum=0, maximum=1
+    )
     restart_codes_steps: int = option(100, "optimizer steps between restarts of dead codes (0: never)", minimum=0)
 
 
@@ -56,6 +60,7 @@ class VaeTask:
         vae: the model.
         options: its options, whose temperature and weight of divergence training starts from.
         codebook: how the two change.
+        pictures: some of the training set (n, C, H, W), for dead codes to begin anew from.
         samples: pictures (n, C, H, W) to rebuild for the sample grid.
     """
 
@@ -63,16 +68,23 @@ class VaeTask:
     scalars: Tuple[str, ...] = ("loss", "reconstruction", "divergence")
 
     def __init__(
-        self, vae: DiscreteVAE, options: DiscreteVAEOptions, codebook: CodebookOptions, samples: Tensor
+        self,
+        vae: DiscreteVAE,
+        options: DiscreteVAEOptions,
+        codebook: CodebookOptions,
+        pictures: Tensor,
+        samples: Tensor,
     ) -> None:
-        self.vae, self.options, self.codebook, self.samples = vae, options, codebook, samples
+        self.vae, self.options, self.codebook = vae, options, codebook
+        self.pictures, self.samples = pictures, samples
 
     def describe(self) -> Dict[str, Any]:
         """See `training.Task`."""
         return describe_vae(self.vae)
 
     def before_step(self, step: int, total_steps: int) -> None:
-        """Anneal temperature and weight of the divergence."""
+        """Let the encoder rest or learn; anneal temperature and weight of the divergence."""
+        self.vae.encoder.requires_grad_(step >= self.codebook.encoder_rest_share * total_steps)
         start, end, share = self.options.temperature, self.codebook.temperature_min, self.codebook.anneal_share
         progress = min(step / (share * total_steps), 1.0) if share else 1.0
         self.vae.temperature = max(start * (end / start) ** progress, end) if end < start else start
@@ -84,7 +96,7 @@ class VaeTask:
         """Restart dead codes."""
         every = self.codebook.restart_codes_steps
         if every and step % every == 0:
-            restart_dead_codes(self.vae)
+            restart_dead_codes(self.vae, self.pictures)
 
     def figures(self) -> Dict[str, float]:
         """Temperature, perplexity of the codes' usage, and the share of codes that are used at all."""
@@ -114,27 +126,34 @@ def open_datasets(settings: Settings, report: DataReport) -> Tuple[Dataset[Any],
     return train, validation
 
 
-def measure_moments(dataset: Dataset[Any]) -> Tuple[Sequence[float], Sequence[float]]:
-    """Mean and deviation of each channel over pictures spread over the dataset, on the scale 0..1.
+def pick(dataset: Dataset[Any], count: int) -> Tensor:
+    """At most `count` pictures (n, C, H, W), spread evenly over the dataset."""
+    step = max(len(dataset) // count, 1)  # type: ignore[arg-type]
+    return torch.stack([dataset[index] for index in range(0, len(dataset), step)][:count])  # type: ignore[arg-type]
 
-    The networks see pictures normalised by these. With a background far from their zero, the code that stands for it
-    wins everywhere before the encoder has learned to tell anything apart.
+
+def measure_moments(pictures: Tensor) -> Tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation of each channel of pictures (n, C, H, W), on the scale 0..1.
+
+    The networks see pictures normalised by these: one scale of layers and rates then fits every dataset.
     """
-    step = max(len(dataset) // _MEASURED_IMAGES, 1)  # type: ignore[arg-type]
-    pictures = [dataset[index] for index in range(0, len(dataset), step)][:_MEASURED_IMAGES]  # type: ignore[arg-type]
-    sample = torch.stack([p.float() / 255 if p.dtype == torch.uint8 else p for p in pictures])
-    deviations = sample.std(dim=(0, 2, 3)).clamp(min=1e-3)
-    return sample.mean(dim=(0, 2, 3)).tolist(), deviations.tolist()
+    shares = as_unit_range(pictures)
+    channels = shares.transpose(0, 1).flatten(1)
+    middles = channels.median(dim=1).values
+    deviations = (channels - middles[:, None]).square().mean(dim=1).sqrt()
+    return middles.tolist(), deviations.clamp(min=1e-3).tolist()
 
 
-def make_vae(settings: Settings, dataset: Dataset[Any], state: Optional[Dict[str, Any]]) -> DiscreteVAE:
-    """A fresh VAE for the dataset, or the one of a checkpoint."""
+def make_vae(settings: Settings, pictures: Tensor, state: Optional[Dict[str, Any]]) -> DiscreteVAE:
+    """A fresh VAE that begins from the pictures, or the one of a checkpoint."""
     if state:
         vae = build_image_tokenizer(state["image_tokenizer"])
         assert isinstance(vae, DiscreteVAE)
         return vae
     arguments = dataclasses.asdict(settings[DiscreteVAEOptions])
-    return DiscreteVAE(normalization=measure_moments(dataset), **arguments)
+    vae = DiscreteVAE(normalization=measure_moments(pictures), **arguments)
+    start_codes(vae, pictures)
+    return vae
 
 
 def main() -> None:
@@ -149,11 +168,10 @@ def main() -> None:
     dataset, validation = open_datasets(settings, report)
     report.check(len(dataset) + len(report.skipped), data.max_bad_share)  # type: ignore[arg-type]
     torch.manual_seed(training.random_seed)
-    vae = make_vae(settings, dataset, state)
-    shown = validation or dataset
-    stride = max(math.floor(len(shown) / _SAMPLES), 1)  # type: ignore[arg-type]
-    samples = torch.stack([shown[i] for i in range(0, len(shown), stride)][:_SAMPLES])  # type: ignore[arg-type]
-    task = VaeTask(vae, settings[DiscreteVAEOptions], settings[CodebookOptions], samples)
+    pictures = pick(dataset, _PICTURES)
+    vae = make_vae(settings, pictures, state)
+    samples = pick(validation or dataset, _SAMPLES)
+    task = VaeTask(vae, settings[DiscreteVAEOptions], settings[CodebookOptions], pictures, samples)
     engine = open_engine(vae, training, IpuOptions(), data.dataloader_workers)
     Trainer(
         engine, task, dataset, validation, report, training, data, logs, settings.as_dict(), state

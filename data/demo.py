@@ -22,7 +22,7 @@ from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 from data.scenes import WORDINGS, Scene, all_scenes, caption, draw_scene
 from options import OptionError, Options, option
 
-_HELD_OUT_SHARE = 0.15
+_HELD_OUT_SHARE = 0.1
 _TRAIN, _VAL = "train2017", "val2017"
 _CAPTIONS, _PROMPTS = "captions_train2017.txt", "held_out_prompts.txt"
 _MEMBERS = {_TRAIN, _VAL, "annotations", _CAPTIONS, _PROMPTS}

@@ -51,15 +51,13 @@ SHAPES: Dict[str, List[Point]] = {
 }
 COLORS: Dict[str, Color] = {
     "red": (208, 38, 48),
-    "orange": (242, 128, 24),
     "yellow": (250, 214, 52),
     "green": (44, 156, 76),
     "blue": (36, 96, 216),
-    "purple": (128, 58, 172),
     "pink": (244, 108, 172),
     "black": (44, 44, 50),
 }
-SIZES: Dict[str, float] = {"small": 0.11, "large": 0.18}
+SIZES: Dict[str, float] = {"small": 0.125, "large": 0.185}
 _NEAR, _MIDDLE, _FAR = 0.25, 0.5, 0.75  # the outermost at which every large shape still fits, jitter included
 PLACES: Dict[str, Point] = {
     "top left": (_NEAR, _NEAR),
@@ -74,8 +72,8 @@ PLACES: Dict[str, Point] = {
 }
 BACKGROUND: Color = (250, 246, 237)
 
-_CENTER_JITTER = 1 / 128
-_RADIUS_JITTER = 0.02  # share of the radius
+_CENTER_JITTER = 1 / 256
+_RADIUS_JITTER = 0.01  # share of the radius
 _SUPERSAMPLING = 4
 _PREPOSITIONS = {"left": "on", "right": "on", "center": "in"}  # all other places: "at"
 _WORDINGS = (
@@ -108,7 +106,7 @@ def draw_scene(scene: Scene, image_size: int, rng: random.Random, jitter: float 
 
     Args:
         rng: where the small deviations from the ideal place and size come from.
-        jitter: how large they are: 0 none, 1 up to 1/128 of the side in place and up to 2 % in size.
+        jitter: how large they are: 0 none, 1 up to 1/256 of the side in place and up to 1 % in size.
     """
     x, y = (c + jitter * rng.uniform(-_CENTER_JITTER, _CENTER_JITTER) for c in PLACES[scene.place])
     radius = SIZES[scene.size] * (1 + jitter * rng.uniform(-_RADIUS_JITTER, _RADIUS_JITTER))

@@ -17,9 +17,7 @@ from torch import Tensor, nn
 from models.image_tokenizer import ImageTokenizer, as_unit_range
 
 HALF = ((0.5,) * 4, (0.5,) * 4)
-USAGE_DECAY = 0.99
-DEAD_SHARE = 0.05  # of the share that a code has when all are used alike
-RESTART_NOISE = 0.02
+USAGE_DECAY = 0.95
 
 
 class ResidualBlock(nn.Module):
@@ -59,7 +57,6 @@ class DiscreteVAE(ImageTokenizer):
     """
 
     usage: Tensor
-    error: Tensor
 
     def __init__(
         self,
@@ -100,10 +97,8 @@ class DiscreteVAE(ImageTokenizer):
             "normalization": normalization,
         }
         self.reset_parameters()
-        # Moving shares of the codes: of the places that take each, and of the squared error made in those places. From
-        # them come perplexity, the codes to restart and the codes to split.
+        # Moving average of the share of places that take each code; `models/codebook.py` says what for.
         self.register_buffer("usage", torch.full((num_tokens,), 1 / num_tokens))
-        self.register_buffer("error", torch.full((num_tokens,), 1 / num_tokens))
 
     def reset_parameters(self) -> None:
         """Draw fresh weights that carry a signal's size through the ReLUs (He et al. 2015).
@@ -135,7 +130,7 @@ class DiscreteVAE(ImageTokenizer):
         codes = codes.to(self.codebook.weight.dtype)
         rebuilt = self.decoder(torch.einsum("b n y x, n e -> b e y x", codes, self.codebook.weight))
         if self.training:
-            self._count(logits, images - rebuilt)
+            self._count(logits)
         reconstruction = F.smooth_l1_loss if self.smooth_l1_loss else F.mse_loss
         reconstruction_loss = reconstruction(rebuilt, images)
         divergence = _divergence_from_uniform(logits)
@@ -169,13 +164,9 @@ class DiscreteVAE(ImageTokenizer):
         )
 
     @torch.no_grad()
-    def _count(self, logits: Tensor, difference: Tensor) -> None:
-        taken = logits.argmax(dim=1).flatten()
-        places = F.adaptive_avg_pool2d(difference.to(self.error.dtype).square().mean(dim=1), self.grid).flatten()
-        counts = torch.bincount(taken, minlength=self.num_tokens)
-        errors = torch.zeros_like(self.error).index_add_(0, taken, places)
+    def _count(self, logits: Tensor) -> None:
+        counts = torch.bincount(logits.argmax(dim=1).flatten(), minlength=self.num_tokens)
         self.usage.lerp_((counts / counts.sum()).to(self.usage.dtype), 1 - USAGE_DECAY)
-        self.error.lerp_(errors / errors.sum().clamp(min=1e-12), 1 - USAGE_DECAY)
 
 
 def gumbel_softmax(logits: Tensor, temperature: float, straight_through: bool) -> Tensor:
@@ -190,50 +181,6 @@ def gumbel_softmax(logits: Tensor, temperature: float, straight_through: bool) -
         return soft
     hard = torch.zeros_like(soft).scatter(1, soft.argmax(dim=1, keepdim=True), 1.0)
     return hard - soft.detach() + soft
-
-
-def codebook_perplexity(usage: Tensor) -> Tensor:
-    """How many codes, used alike, would be as varied as this usage: exp of its entropy; (N,) to a scalar."""
-    shares = usage / usage.sum()
-    return torch.exp(-torch.xlogy(shares, shares).sum())
-
-
-def dead_codes(usage: Tensor) -> Tensor:
-    """Numbers of the codes that are hardly ever taken; usage (N,)."""
-    return (usage < DEAD_SHARE / usage.numel()).nonzero().squeeze(1)
-
-
-@torch.no_grad()
-def restart_dead_codes(vae: DiscreteVAE) -> int:
-    """Turn dead codes into slightly changed copies of codes in use, one a code; returns how many.
-
-    The codes to copy are those whose places are rebuilt worse than the average place, drawn in proportion to the error
-    made there: so new codes go where detail is missing, and never to a plain background that one code serves well.
-    Encoder output and codebook entry are copied together, and the two share their donor's probability: the copy
-    competes at once, takes nothing from other codes, and grows apart in training. Dhariwal et al. 2020, "Jukebox",
-    restart the dead codes of a VQ-VAE from encodings drawn at random.
-    """
-    dead = dead_codes(vae.usage)
-    worse = torch.where(vae.error > vae.usage, vae.error, torch.zeros_like(vae.error)).index_fill(0, dead, 0.0)
-    count = min(len(dead), int((worse > 0).sum()))
-    if not count:
-        return 0
-    dead, donors = dead[:count], torch.multinomial(worse, count)
-    to_logits: nn.Conv2d = vae.encoder[-1]  # type: ignore[assignment]
-    assert to_logits.bias is not None
-    to_logits.bias[donors] -= math.log(2)
-    _copy_with_noise(to_logits.weight, dead, donors)
-    to_logits.bias[dead] = to_logits.bias[donors]
-    _copy_with_noise(vae.codebook.weight, dead, donors)
-    for shares in (vae.usage, vae.error):
-        shares[donors] /= 2
-        shares[dead] = shares[donors]
-    return count
-
-
-def _copy_with_noise(parameter: Tensor, dead: Tensor, donors: Tensor) -> None:
-    copies = parameter[donors]
-    parameter[dead] = copies + RESTART_NOISE * copies.std(unbiased=False) * torch.randn_like(copies)
 
 
 def _divergence_from_uniform(logits: Tensor) -> Tensor:
