@@ -20,7 +20,7 @@ demo: $(VENV)/core
 	$(BIN)/python train_vae.py --config demo_vae --resume
 	$(BIN)/python train.py --config demo --resume
 	$(BIN)/python evaluate.py --dalle_path $(DEMO)/dalle --prompts $(DEMO)/scenes/held_out_prompts.txt \
-		--outputs_dir $(DEMO) --temperature 0.5
+		--outputs_dir $(DEMO) --temperature 0.1
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest -q -n $(JOBS)

@@ -34,7 +34,10 @@ class DemoOptions(Options):
 
     out_dir: str = option("output/demo/scenes", "folder to write; a demo set that is there already is replaced")
     image_size: int = option(64, "pixels a side", minimum=16)
-    pictures_per_scene: int = option(6, "pictures of each scene, all a little different", minimum=1)
+    pictures_per_scene: int = option(1, "pictures of each scene, which differ where there is jitter", minimum=1)
+    jitter: float = option(
+        0.0, "how far they stray: 1 is up to 1/256 of the side in place and up to 1 % in size", minimum=0, maximum=1
+    )
     seed: int = option(0, "decides which scenes are held out, and how pictures of one scene differ", minimum=0)
 
 
@@ -92,23 +95,24 @@ def _draw_all(folder: Path, options: DemoOptions) -> None:
     training, held_out = split_scenes(options.seed)
     rng = random.Random(options.seed)
     copies = options.pictures_per_scene
-    captions = _draw_split(folder, _TRAIN, training * copies, 1, options.image_size, rng)
-    _draw_split(folder, _VAL, held_out * copies, len(training) * copies + 1, options.image_size, rng)
+    captions = _draw_split(folder, _TRAIN, training * copies, 1, options, rng)
+    _draw_split(folder, _VAL, held_out * copies, len(training) * copies + 1, options, rng)
     _write_lines(folder / _CAPTIONS, captions)
     _write_lines(folder / _PROMPTS, (caption(scene, i % WORDINGS) for i, scene in enumerate(held_out)))
 
 
 def _draw_split(
-    folder: Path, split: str, scenes: Sequence[Scene], first_id: int, image_size: int, rng: random.Random
+    folder: Path, split: str, scenes: Sequence[Scene], first_id: int, options: DemoOptions, rng: random.Random
 ) -> List[str]:
     """Write the pictures and the caption file of one split, and return its captions."""
     (folder / split).mkdir(parents=True)
     images: List[Dict[str, Any]] = []
     annotations: List[Dict[str, Any]] = []
+    side = options.image_size
     for image_id, scene in enumerate(scenes, first_id):
         file_name = f"{image_id:012d}.png"
-        draw_scene(scene, image_size, rng).save(folder / split / file_name)
-        images.append({"id": image_id, "file_name": file_name, "width": image_size, "height": image_size, "license": 1})
+        draw_scene(scene, side, rng, options.jitter).save(folder / split / file_name)
+        images.append({"id": image_id, "file_name": file_name, "width": side, "height": side, "license": 1})
         for wording in range(WORDINGS):
             annotation_id = (image_id - 1) * WORDINGS + wording + 1
             annotations.append({"id": annotation_id, "image_id": image_id, "caption": caption(scene, wording)})

@@ -54,7 +54,7 @@ COLORS: Dict[str, Color] = {
     "yellow": (250, 214, 52),
     "green": (44, 156, 76),
     "blue": (36, 96, 216),
-    "pink": (244, 108, 172),
+    "purple": (128, 58, 172),
     "black": (44, 44, 50),
 }
 SIZES: Dict[str, float] = {"small": 0.125, "large": 0.185}
@@ -101,7 +101,7 @@ def draw_shape(shape: str, center: Point, radius: float, image_size: int) -> Ima
     return canvas.reduce(_SUPERSAMPLING)
 
 
-def draw_scene(scene: Scene, image_size: int, rng: random.Random, jitter: float = 1.0) -> Image.Image:
+def draw_scene(scene: Scene, image_size: int, rng: random.Random, jitter: float = 0.0) -> Image.Image:
     """An RGB picture of `scene`, `image_size` pixels a side.
 
     Args:

@@ -24,7 +24,7 @@ def demo_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _draw(folder: Path, seed: int = 0) -> Path:
-    draw_demo_set(DemoOptions(out_dir=str(folder), image_size=16, pictures_per_scene=1, seed=seed))
+    draw_demo_set(DemoOptions(out_dir=str(folder), image_size=16, seed=seed))
     return folder
 
 
@@ -48,7 +48,7 @@ def _count_pairs(scenes: List[Scene]) -> Counter[Tuple[str, str]]:
 def test_held_out_scenes_never_occur_in_training_and_all_their_pairs_do(seed: int) -> None:
     training, held_out = split_scenes(seed)
     assert sorted(training + held_out) == sorted(all_scenes())
-    assert len(held_out) == round(0.15 * len(all_scenes()))
+    assert len(held_out) == round(0.1 * len(all_scenes()))
     total, in_training = _count_pairs(all_scenes()), _count_pairs(training)
     assert all(2 * in_training[pair] >= total[pair] for pair in total)
 
@@ -101,6 +101,19 @@ def test_pictures_per_scene_is_how_often_each_scene_is_drawn(tmp_path: Path) -> 
     assert len(_annotations(tmp_path / "set", "val2017")["images"]) == 2 * len(held_out)
 
 
+def test_pictures_of_one_scene_differ_with_jitter_and_only_then(tmp_path: Path) -> None:
+    for jitter, different in ((0.0, 1), (1.0, 2)):
+        options = DemoOptions(out_dir=str(tmp_path / "set"), image_size=32, pictures_per_scene=2, jitter=jitter)
+        draw_demo_set(options)
+        first, *_ = _annotations(tmp_path / "set", "train2017")["annotations"]
+        of_one_scene = [
+            (tmp_path / "set" / "train2017" / f"{annotation['image_id']:012d}.png").read_bytes()
+            for annotation in _annotations(tmp_path / "set", "train2017")["annotations"]
+            if annotation["caption"] == first["caption"]
+        ]
+        assert len(of_one_scene) == 2 and len(set(of_one_scene)) == different
+
+
 def test_equal_seeds_give_equal_bytes_and_replace_an_older_set(demo_set: Path, tmp_path: Path) -> None:
     other = _contents(_draw(tmp_path / "set", seed=1))
     again = _contents(_draw(tmp_path / "set", seed=0))
@@ -138,7 +151,7 @@ def test_an_interrupted_drawing_leaves_the_old_set_and_nothing_beside_it(
 
 
 def test_the_command_draws_what_its_options_say(demo_set: Path, tmp_path: Path) -> None:
-    main(["--out-dir", str(tmp_path / "a" / "set"), "--image-size", "16", "--pictures-per-scene", "1", "--seed", "0"])
+    main(["--out-dir", str(tmp_path / "a" / "set"), "--image-size", "16", "--seed", "0"])
     assert _contents(tmp_path / "a" / "set") == _contents(demo_set)
 
 
