@@ -51,7 +51,7 @@ SHAPES: Dict[str, List[Point]] = {
 }
 COLORS: Dict[str, Color] = {
     "red": (208, 38, 48),
-    "yellow": (250, 214, 52),
+    "yellow": (240, 190, 32),
     "green": (44, 156, 76),
     "blue": (36, 96, 216),
     "purple": (128, 58, 172),

@@ -52,6 +52,11 @@ class TrainingOptions(Options):
         super().__post_init__()
         if self.fp16 and self.bf16:
             raise OptionError("fp16=true and bf16=true exclude each other; switch one off")
+        if self.max_steps and self.max_steps % self.device_iterations:
+            raise OptionError(
+                f"max_steps={self.max_steps} is not a multiple of device_iterations={self.device_iterations}, the "
+                f"steps of one call; take {-(-self.max_steps // self.device_iterations) * self.device_iterations}"
+            )
 
     @property
     def micro_batches(self) -> int:

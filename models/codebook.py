@@ -125,8 +125,8 @@ def _worst_places(taken: Tensor, errors: Tensor, count: int) -> Tensor:
     if not count or not wrong:
         return taken[:0]
     drawn = torch.multinomial(errors, min(_DRAWS * count, wrong))
-    first_by_code = {code: place for code, place in zip(taken[drawn].tolist()[::-1], drawn.tolist()[::-1])}
-    return drawn.new_tensor(list(first_by_code.values())[-count:])
+    by_code = dict(zip(taken[drawn].tolist(), drawn.tolist()))
+    return drawn.new_tensor(list(by_code.values())[:count])
 
 
 def _cluster(points: Tensor, count: int) -> Tensor:

@@ -10,10 +10,9 @@ Legend: B batch, T text tokens, I image tokens, D width, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-from typing import List, Optional
+from typing import List
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from models.dalle import PADDING, Dalle
@@ -117,9 +116,7 @@ def _draw_uncached(dalle: Dalle, text: Tensor, uniform: Tensor, sampling: Sampli
 
 
 @torch.no_grad()
-def complete_text(
-    dalle: Dalle, text: Tensor, uniform: Tensor, sampling: SamplingOptions, length: Optional[int] = None
-) -> Tensor:
+def complete_text(dalle: Dalle, text: Tensor, uniform: Tensor, sampling: SamplingOptions) -> Tensor:
     """Continue texts that share their first tokens' count, to the end that the model gives them.
 
     Args:
@@ -127,19 +124,17 @@ def complete_text(
         text: (B, n) ids without padding, n < T.
         uniform: (B, T) numbers in 0..1, one a token.
         sampling: how a token is drawn.
-        length: tokens in all; default T.
 
     Returns:
         (B, T) ids; from the first padding on, all 0.
     """
-    length = length or dalle.text_seq_len
     caches = dalle.new_caches()
     start = text.shape[1]
     x = dalle.prefill(dalle.embed_text(text), caches)[:, -1:]  # (B, 1, D)
-    for index in range(start, length):
+    for index in range(start, dalle.text_seq_len):
         if index > start:
             x = dalle.decode(dalle.embed_text(text)[:, -1:], index, caches)
         token = draw_token(dalle.text_logits(x)[:, 0], uniform[:, index].to(text.device), sampling)
         text = torch.cat((text, token[:, None]), dim=1)
     ended = ((text == PADDING) | (text >= dalle.padding_start)).cumsum(dim=1) > 0
-    return F.pad(text.masked_fill(ended, PADDING), (0, dalle.text_seq_len - length))
+    return text.masked_fill(ended, PADDING)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.image_tokenizer import ImageTokenizer, as_unit_range
 
-HALF = ((0.5,) * 4, (0.5,) * 4)
+HALF = ((0.5, 0.5, 0.5, 0.0), (0.5, 0.5, 0.5, 1.0))  # a fourth channel is left as it is
 USAGE_DECAY = 0.95
 
 

@@ -8,7 +8,8 @@ from typing import Any, Callable, Dict
 import pytest
 import torch
 
-from checkpoint import load_text_to_image
+from checkpoint import find_checkpoint, load_text_to_image
+from options import OptionError
 from tests.conftest import Run
 from training import TrainingError
 
@@ -37,6 +38,11 @@ def test_several_steps_a_call_train_as_one_a_call_and_log_their_mean(run_train: 
     assert double.series("step") == [2, 4, 6]
     assert double.series("loss") == pytest.approx([(a + b) / 2 for a, b in zip(losses[::2], losses[1::2])])
     assert all(torch.equal(w, double.state()["weights"][name]) for name, w in single.state()["weights"].items())
+
+
+def test_steps_that_calls_of_several_cannot_make_up_are_refused(run_train: Train, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="max_steps=5 is not a multiple of device_iterations=2.*take 6"):
+        run_train(tmp_path, max_steps=5, device_iterations=2)
 
 
 def test_epochs_count_whole_global_batches(run_train: Train, tmp_path: Path) -> None:
@@ -81,6 +87,17 @@ def test_validation_and_drawing_use_the_averaged_weights(run_train: Train, tmp_p
     assert not torch.equal(drawing["dalle.to_logits.weight"], trained["dalle.to_logits.weight"])
 
 
+def test_the_encoder_rests_as_long_as_it_is_told(run_train_vae: Train, tmp_path: Path) -> None:
+    options = {"max_steps": 4, "checkpoint_save_steps": 1, "keep_n_checkpoints": 9, "encoder_rest_share": 0.5}
+    run_train_vae(tmp_path, **options)
+    files = [tmp_path / "ckpt" / f"vae_{step}.pt" for step in (1, 2, 3)]
+    weights = [find_checkpoint(str(file), "vae")[1]["weights"] for file in files]
+    encoders = [{name: w for name, w in state.items() if name.startswith("encoder.")} for state in weights]
+    assert all(torch.equal(w, encoders[1][name]) for name, w in encoders[0].items())
+    assert not any(torch.equal(w, encoders[2][name]) for name, w in encoders[1].items())
+    assert not torch.equal(weights[0]["decoder.0.0.weight"], weights[1]["decoder.0.0.weight"])
+
+
 def test_dead_codes_are_restarted(run_train_vae: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("models.vae.USAGE_DECAY", 0.5)  # codes die within a few steps
     options = {"max_steps": 12, "num_tokens": 64}
@@ -88,7 +105,7 @@ def test_dead_codes_are_restarted(run_train_vae: Train, tmp_path: Path, monkeypa
     left = run_train_vae(tmp_path / "left", restart_codes_steps=0, **options)
     assert restarted.series("loss")[:5] == left.series("loss")[:5]
     assert restarted.series("loss")[-1] != left.series("loss")[-1]
-    assert restarted.series("codes_used")[-3] > left.series("codes_used")[-3]
+    assert restarted.series("perplexity")[-2] > left.series("perplexity")[-2]
 
 
 @pytest.mark.parametrize("log_steps", [1, 10])

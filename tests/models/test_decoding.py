@@ -179,9 +179,3 @@ def test_a_text_ends_for_good_at_any_of_the_padding_ids(make_dalle: Callable[...
     word, end = (0.2, 0.8) if padding > 6 else (0.8, 0.2)
     uniform = torch.tensor([[0, 0, word, end, word]])
     assert complete_text(dalle, TEXTS[2:, :2], uniform, PLAIN).tolist() == [[9, 2, 6, 0, 0]]
-
-
-def test_a_text_is_completed_to_the_length_asked_for(make_dalle: Callable[..., Dalle]) -> None:
-    dalle = make_dalle()
-    dalle.to_logits.bias.data[6] = 1000
-    assert complete_text(dalle, TEXTS[2:, :2], uniform_numbers([0], 5), PLAIN, length=4).tolist() == [[9, 2, 6, 6, 0]]
