@@ -34,7 +34,10 @@ def make_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Op
 
 
 def named_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> Dict[str, Dict[str, Tensor]]:
-    """The optimizer's state of each parameter under the parameter's name: the same on every engine."""
+    """The optimizer's state of each parameter under the parameter's name: the same on every engine.
+
+    A parameter that had no gradient yet, such as those of an encoder at rest, has none.
+    """
     return {name: dict(optimizer.state[p]) for name, p in trainable_parameters(model) if p in optimizer.state}
 
 
@@ -47,8 +50,8 @@ def load_named_optimizer_state(
         UserError: the state belongs to other parameters.
     """
     parameters = dict(trainable_parameters(model))
-    if state and set(state) != set(parameters):
-        strange = sorted(set(state) ^ set(parameters))[0]
+    if not set(state) <= set(parameters):
+        strange = sorted(set(state) - set(parameters))[0]
         raise UserError(f"the optimizer's state and the model differ in {strange!r}; resume with the run's own options")
     for name, values in state.items():
         parameter = parameters[name]

@@ -84,7 +84,7 @@ class VaeTask:
 
     def before_step(self, step: int, total_steps: int) -> None:
         """Let the encoder rest or learn; anneal temperature and weight of the divergence."""
-        self.vae.encoder.requires_grad_(step >= self.codebook.encoder_rest_share * total_steps)
+        self.vae.encoder_rests = step < self.codebook.encoder_rest_share * total_steps
         start, end, share = self.options.temperature, self.codebook.temperature_min, self.codebook.anneal_share
         progress = min(step / (share * total_steps), 1.0) if share else 1.0
         self.vae.temperature = max(start * (end / start) ** progress, end) if end < start else start

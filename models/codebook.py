@@ -22,7 +22,8 @@ DEAD_SHARE = 0.05  # of the share that a code has when all are used alike
 FIRST_CONTRAST = 80.0  # nats by which a first code wins at its own center over another one, in the middle
 RESTART_CONTRAST = 0.2  # nats by which a restarted code wins at its place, and loses where its donor is at home
 _BATCH = 32  # pictures encoded at once
-_PLACES_A_CODE = 64  # places that are clustered, at most
+_PLACES_A_CODE, _MOST_PLACES = 64, 65536  # places that are clustered
+_CHUNK = 16384  # places whose distances from all codes lie in memory at once
 _ROUNDS = 6  # of k-means
 _DRAWS = 4  # places drawn for every dead code, of which those of one code count once
 
@@ -49,7 +50,7 @@ def start_codes(vae: DiscreteVAE, images: Tensor) -> None:
     """
     encodings = torch.cat([encoded for encoded, _ in _encode(vae, images)])
     mean = encodings.mean(dim=0)
-    some = torch.randperm(len(encodings))[: _PLACES_A_CODE * vae.num_tokens].to(encodings.device)
+    some = torch.randperm(len(encodings))[: min(_PLACES_A_CODE * vae.num_tokens, _MOST_PLACES)].to(encodings.device)
     centers = _cluster(encodings[some] - mean, vae.num_tokens)
     sharpness = 2 * FIRST_CONTRAST / torch.cdist(centers, centers).square().median().clamp(min=1e-6)
     weight, bias = _last_layer(vae)
@@ -69,6 +70,8 @@ def restart_dead_codes(vae: DiscreteVAE, images: Tensor) -> int:
     et al. 2020, "Jukebox", restart the dead codes of a VQ-VAE from encodings drawn at random.
     """
     dead = dead_codes(vae.usage)
+    if not len(dead):
+        return 0
     encodings, taken, errors = _rebuild(vae, images)
     means, variances = _moments_by_code(encodings, taken, vae.num_tokens)
     places = _worst_places(taken, errors, len(dead))
@@ -122,7 +125,7 @@ def _moments_by_code(encodings: Tensor, taken: Tensor, count: int) -> Tuple[Tens
 def _worst_places(taken: Tensor, errors: Tensor, count: int) -> Tensor:
     """At most `count` places, drawn in proportion to their error, no two of which take the same code."""
     wrong = int((errors > 0).sum())
-    if not count or not wrong:
+    if not wrong:
         return taken[:0]
     drawn = torch.multinomial(errors, min(_DRAWS * count, wrong))
     by_code = dict(zip(taken[drawn].tolist(), drawn.tolist()))
@@ -133,7 +136,7 @@ def _cluster(points: Tensor, count: int) -> Tensor:
     """Centers (count, D) of clusters of the points (P, D), by k-means."""
     centers = _choose_far_apart(points, count)
     for _ in range(_ROUNDS):
-        nearest = torch.cdist(points, centers).argmin(dim=1)
+        nearest = torch.cat([torch.cdist(chunk, centers).argmin(dim=1) for chunk in points.split(_CHUNK)])
         means, _ = _moments_by_code(points, nearest, count)
         filled = torch.bincount(nearest, minlength=count) > 0
         centers = torch.where(filled[:, None], means, centers)

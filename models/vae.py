@@ -79,6 +79,7 @@ class DiscreteVAE(ImageTokenizer):
         self.smooth_l1_loss, self.kl_div_loss_weight = smooth_l1_loss, kl_div_loss_weight
         self.temperature, self.straight_through = temperature, straight_through
         self.normalization = normalization
+        self.encoder_rests = False  # whether training leaves the encoder as it is
         self.codebook = nn.Embedding(num_tokens, codebook_dim)
         self.encoder = _make_encoder(channels, hidden_dim, num_layers, num_resnet_blocks, num_tokens)
         self.decoder = _make_decoder(channels, hidden_dim, num_layers, num_resnet_blocks, codebook_dim)
@@ -125,7 +126,8 @@ class DiscreteVAE(ImageTokenizer):
             the latter summed over batch and grid as DALLE-pytorch has it; all scalars.
         """
         images = self.normalize(as_unit_range(images))
-        logits = self.encoder(images).float()  # (B, N, Y, X); in lower precision the Gumbel noise is too coarse
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_rests):
+            logits = self.encoder(images).float()  # (B, N, Y, X); in lower precision the Gumbel noise is too coarse
         codes = gumbel_softmax(logits, self.temperature, self.straight_through)
         codes = codes.to(self.codebook.weight.dtype)
         rebuilt = self.decoder(torch.einsum("b n y x, n e -> b e y x", codes, self.codebook.weight))

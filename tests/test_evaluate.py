@@ -77,7 +77,7 @@ def test_pictures_of_other_prompts_are_all_counted_as_wrong(
 def test_a_picture_with_one_wrong_part_is_wrong_and_its_other_parts_are_right(
     evaluated: Callable[..., List[str]], model_draws: Callable[..., None], prompts: Path
 ) -> None:
-    model_draws([SCENES[0], SCENES[1]._replace(color="pink"), SCENES[2]])
+    model_draws([SCENES[0], SCENES[1]._replace(color="purple"), SCENES[2]])
     lines = evaluated(prompts=prompts)
     assert lines[-1] == "held-out prompts drawn right: 2 of 3 (66.7 %)"
     assert lines[-2] == "drawn right by part: shape 3 of 3, color 2 of 3, size 3 of 3, place 3 of 3"
