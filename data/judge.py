@@ -28,7 +28,7 @@ _MOST_UNEXPLAINED = 0.1  # share of the object, and of the border, that may show
 
 # How far each part may be from the nearest scene's; beyond it the picture shows no scene.
 _BACKGROUND_TOLERANCE = 0.2
-_COLOR_TOLERANCE = 0.2  # the two nearest colors are 0.36 apart
+_COLOR_TOLERANCE = 0.2  # the two nearest colors are 0.43 apart
 _SHAPE_TOLERANCE = 0.15  # one less intersection over union; the two nearest shapes are 0.16 apart
 _SIZE_TOLERANCE = 0.12  # share of the size's radius
 _PLACE_TOLERANCE = 0.07
