@@ -6,58 +6,49 @@ image grid, N keys read by one decoding step.
 
 from __future__ import annotations
 
-from typing import List, Optional, Tuple
+from typing import List, Optional
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from models.cache import LayerCache
 from models.patterns import Pattern
+from models.rotary import rotary_angles, rotate
+
+STABLE_FACTOR = 32.0  # what scores are divided by before they are taken from their maximum
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+def scale_queries(q: Tensor, stable: bool) -> Tensor:
+    """Queries (..., K) whose products with keys are scores; divided by `STABLE_FACTOR` for the stable softmax."""
+    scale = q.shape[-1] ** -0.5
+    return q * (scale / STABLE_FACTOR if stable else scale)
+
+
+def weigh(scores: Tensor, stable: bool) -> Tensor:
+    """Softmax over the last axis of the scores of `scale_queries`.
+
+    The stable form (Ding et al. 2021, "CogView", section 2.4) never holds a score in full, so that half precision does
+    not overflow; it is equal in exact arithmetic.
+    """
+    if stable:
+        scores = (scores - scores.amax(dim=-1, keepdim=True).detach()) * STABLE_FACTOR
+    return scores.softmax(dim=-1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], stable: bool = False) -> Tensor:
     """Softmax attention where `mask` (n, N) is true: q (B, H, n, K), k and v (B, H, N, K) to (B, H, n, K).
 
-    On GPUs torch's fused kernel; elsewhere plain products, which IPUs take too. With torch's fused kernel for CPUs a
-    training step at 80 positions took 1.9 times as long.
+    On GPUs torch's fused kernel, which holds scores in single precision and so is stable; elsewhere plain products,
+    which IPUs take too. With torch's fused kernel for CPUs a training step at 80 positions took 1.9 times as long.
     """
     if q.is_cuda:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, H, n, N)
-    return scores.masked_fill(~mask, float("-inf")).softmax(dim=-1).to(v.dtype) @ v
-
-
-class KeyValueCache:
-    """Keys and values of one attention layer for every position of a batch.
-
-    Room for all positions is made once, at the first write, in the type that the layer computes in.
-
-    Args:
-        length: positions of a sequence.
-    """
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-        self.keys: Optional[Tensor] = None
-        self.values: Optional[Tensor] = None
-
-    def write(self, start: int, keys: Tensor, values: Tensor) -> None:
-        """Store (B, H, n, K) keys and values at positions `start` and after."""
-        if self.keys is None or self.values is None:
-            shape = (*keys.shape[:2], self.length, keys.shape[3])
-            self.keys, self.values = keys.new_zeros(shape), values.new_zeros(shape)
-        self.keys[:, :, start : start + keys.shape[2]] = keys
-        self.values[:, :, start : start + values.shape[2]] = values
-
-    def read(self, positions: Tensor) -> Tuple[Tensor, Tensor]:
-        """Keys and values (B, H, N, K) at `positions`, N ascending numbers, all written before."""
-        assert self.keys is not None and self.values is not None, "nothing was written yet"
-        first, count = int(positions[0]), len(positions)
-        if int(positions[-1]) - first + 1 == count:  # a run of positions needs no copy
-            return self.keys.narrow(2, first, count), self.values.narrow(2, first, count)
-        places = positions.to(self.keys.device)
-        return self.keys.index_select(2, places), self.values.index_select(2, places)
+    scores = scale_queries(q, stable) @ k.transpose(-1, -2)  # (B, H, n, N)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return weigh(scores, stable).to(v.dtype) @ v
 
 
 class Attention(nn.Module):
@@ -67,60 +58,91 @@ class Attention(nn.Module):
         hidden_size: width D of input and output.
         num_attention_heads: H.
         dim_head: K.
-        pattern: what each position may look at.
+        pattern: what each position may look at; None: at all of them.
         dropout: probability of dropping an output value.
+        stable: softmax in the form that half precision cannot overflow.
+        rotary_emb: turn queries, keys and values by their position; needs a pattern.
     """
 
     mask: Tensor
+    line_mask: Tensor
+    cosines: Tensor
+    sines: Tensor
 
     def __init__(
-        self, hidden_size: int, num_attention_heads: int, dim_head: int, pattern: Pattern, dropout: float = 0.0
+        self,
+        hidden_size: int,
+        num_attention_heads: int,
+        dim_head: int,
+        pattern: Optional[Pattern],
+        dropout: float = 0.0,
+        stable: bool = False,
+        rotary_emb: bool = False,
     ) -> None:
         super().__init__()
-        self.heads, self.pattern = num_attention_heads, pattern
+        self.heads, self.pattern, self.stable, self.rotary_emb = num_attention_heads, pattern, stable, rotary_emb
         inner_size = num_attention_heads * dim_head
         self.to_qkv = nn.Linear(hidden_size, 3 * inner_size, bias=False)
         self.to_out = nn.Linear(inner_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
-        # axial attention sees a dense mask over the text only
-        dense = pattern.layout.text_len if is_axial(pattern) else pattern.layout.sequence_len
-        self.register_buffer("mask", pattern.mask(dense), persistent=False)
         self._keys: List[Tensor] = []
+        if pattern is not None:
+            self._add_tables(pattern, dim_head)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend within the first positions of a sequence: (B, S, D) to (B, S, D)."""
-        return self._output(self._attend(*self._project(x)))
+    def forward(
+        self, x: Tensor, cache: Optional[LayerCache] = None, position: int = 0, mask: Optional[Tensor] = None
+    ) -> Tensor:
+        """Attend from the positions from `position` on: (B, n, D) to (B, n, D).
 
-    def prefill(self, x: Tensor, cache: KeyValueCache) -> Tensor:
-        """As `forward`, leaving keys and values in the cache."""
-        q, k, v = self._project(x)
-        cache.write(0, k, v)
-        return self._output(self._attend(q, k, v))
+        Args:
+            x: the first positions of a sequence; or, with `position` above 0, that one alone.
+            cache: keeps keys and values for later positions, and has those of earlier ones.
+            position: the first position of x.
+            mask: without a pattern, the positions that may be looked at, (B, n).
+        """
+        q, k, v = rearrange(self.to_qkv(x), "b s (three h k) -> three b h s k", three=3, h=self.heads)
+        if self.rotary_emb:
+            here = slice(position, position + x.shape[1])
+            q, k, v = (rotate(t, self.cosines[here], self.sines[here]) for t in (q, k, v))
+        if cache is not None:
+            cache.keys.write(position, k)
+            cache.values.write(position, v)
+        if position:
+            assert cache is not None, "a position alone needs the earlier ones"
+            seen = self._keys_of(position)
+            out = F.scaled_dot_product_attention(q, cache.keys.read(seen), cache.values.read(seen))
+        elif self.pattern is None:
+            out = attend(q, k, v, None if mask is None else mask[:, None, None], self.stable)
+        else:
+            out = self._attend(self.pattern, q, k, v)
+        return self.dropout(self.to_out(rearrange(out, "b h s k -> b s (h k)")))
 
-    def decode(self, x: Tensor, position: int, cache: KeyValueCache) -> Tensor:
-        """Attend from one position, (B, 1, D) to (B, 1, D), reading only the keys that the pattern allows it."""
-        q, k, v = self._project(x)
-        cache.write(position, k, v)
-        keys, values = cache.read(self._keys_of(position))  # (B, H, N, K)
-        return self._output(F.scaled_dot_product_attention(q, keys, values))
+    def _add_tables(self, pattern: Pattern, dim_head: int) -> None:
+        layout = pattern.layout
+        # axial attention sees a dense mask over the text only
+        dense = layout.text_len if is_axial(pattern) else layout.sequence_len
+        tables = {"mask": pattern.mask(dense)}
+        if is_axial(pattern):
+            line = layout.columns if pattern.kind == "axial_row" else layout.rows
+            tables["line_mask"] = torch.ones(line, line, dtype=torch.bool).tril()
+        if self.rotary_emb:
+            angles = rotary_angles(layout, dim_head)[: layout.sequence_len]
+            tables["cosines"], tables["sines"] = angles.cos(), angles.sin()
+        for name, table in tables.items():
+            self.register_buffer(name, table, persistent=False)
 
     def _keys_of(self, position: int) -> Tensor:
+        """The positions that `position` looks at: all that a decoding step reads."""
+        assert self.pattern is not None, "only attention with a pattern is decoded"
         if not self._keys:
             self._keys = [self.pattern.keys(i) for i in range(self.pattern.layout.sequence_len)]
         return self._keys[position]
 
-    def _project(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        q, k, v = rearrange(self.to_qkv(x), "b s (three h k) -> three b h s k", three=3, h=self.heads)
-        return q, k, v
-
-    def _output(self, out: Tensor) -> Tensor:
-        return self.dropout(self.to_out(rearrange(out, "b h s k -> b s (h k)")))
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attend(self, pattern: Pattern, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         length = q.shape[2]
-        if is_axial(self.pattern) and length > self.pattern.layout.text_len:
-            return axial_attention(q, k, v, self.pattern, self.mask)
-        return attend(q, k, v, self.mask[:length, :length])
+        if is_axial(pattern) and length > pattern.layout.text_len:
+            return axial_attention(q, k, v, pattern, self.mask, self.line_mask, self.stable)
+        return attend(q, k, v, self.mask[:length, :length], self.stable)
 
 
 def is_axial(pattern: Pattern) -> bool:
@@ -128,7 +150,9 @@ def is_axial(pattern: Pattern) -> bool:
     return pattern.kind in ("axial_row", "axial_col")
 
 
-def axial_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, text_mask: Tensor) -> Tensor:
+def axial_attention(
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, text_mask: Tensor, line_mask: Tensor, stable: bool = False
+) -> Tensor:
     """Attention along rows or columns without the scores that the pattern forbids.
 
     A pixel's scores are those against the text and those against its own line: T + X of them (T + Y along columns)
@@ -138,23 +162,23 @@ def axial_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, text_mask
         q, k, v: (B, H, S, K); S at least the text positions. What the sequence lacks of the picture is padded.
         pattern: of kind `axial_row` or `axial_col`.
         text_mask: (T, T), what text positions see.
+        line_mask: (X, X), or (Y, Y) along columns: what the pixels of a line see of it.
+        stable: as for `weigh`.
     """
     layout, length = pattern.layout, q.shape[2]
     text_len = layout.text_len
-    out_text = attend(q[:, :, :text_len], k[:, :, :text_len], v[:, :, :text_len], text_mask)
+    out_text = attend(q[:, :, :text_len], k[:, :, :text_len], v[:, :, :text_len], text_mask, stable)
     missing = text_len + layout.image_len - length
     lines = "b h (y x) k -> b h y x k" if pattern.kind == "axial_row" else "b h (y x) k -> b h x y k"
     q_line, k_line, v_line = (
         rearrange(F.pad(t[:, :, text_len:], (0, 0, 0, missing)), lines, x=layout.columns) for t in (q, k, v)
     )
-    q_line = q_line * q.shape[-1] ** -0.5
+    q_line = scale_queries(q_line, stable)
     keys_text, values_text = k[:, :, None, :text_len], v[:, :, None, :text_len]  # (B, H, 1, T, K)
 
-    line_len = q_line.shape[3]
-    later = torch.ones(line_len, line_len, dtype=torch.bool, device=q.device).triu(1)
     on_text = q_line @ keys_text.transpose(-1, -2)  # (B, H, Y, X, T)
-    on_line = (q_line @ k_line.transpose(-1, -2)).masked_fill(later, float("-inf"))  # (B, H, Y, X, X)
-    weights = torch.cat((on_text, on_line), dim=-1).softmax(dim=-1).to(v.dtype)  # (B, H, Y, X, T + X)
+    on_line = (q_line @ k_line.transpose(-1, -2)).masked_fill(~line_mask, float("-inf"))  # (B, H, Y, X, X)
+    weights = weigh(torch.cat((on_text, on_line), dim=-1), stable).to(v.dtype)  # (B, H, Y, X, T + X)
     out_line = weights[..., :text_len] @ values_text + weights[..., text_len:] @ v_line  # (B, H, Y, X, K)
     back = "b h y x k -> b h (y x) k" if pattern.kind == "axial_row" else "b h x y k -> b h (y x) k"
     out_image = rearrange(out_line, back)[:, :, : length - text_len]

@@ -9,19 +9,20 @@ Legend: B batch, T text tokens, I image tokens, S = T + I positions, D width, V 
 
 from __future__ import annotations
 
-from typing import List, Tuple
+from typing import List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import KeyValueCache
+from models.cache import LayerCache
 from models.options import TransformerOptions
 from models.patterns import Layout
-from models.transformer import make_layers
+from models.transformer import make_layers, run_layers
 
 BOS = 0
 PADDING = 0
+STABLE_GRADIENT_SHARE = 0.1  # of the embeddings' gradient, under `stable`
 
 
 class AxialPositionEmbedding(nn.Module):
@@ -59,10 +60,14 @@ class Dalle(nn.Module):
         self.image_vocab_size = image_vocab_size
         self.layout = Layout(options.text_seq_len + 1, *image_grid)
         size = options.hidden_size
-        self.text_embedding = nn.Embedding(self.text_vocab_size, size)
-        self.text_position = nn.Embedding(self.layout.text_len, size)
-        self.image_embedding = nn.Embedding(image_vocab_size, size)
-        self.image_position = AxialPositionEmbedding(*image_grid, size)
+        if not options.share_input_output_emb:
+            self.text_embedding = nn.Embedding(self.text_vocab_size, size)
+        if not options.rotary_emb:
+            self.text_position = nn.Embedding(self.layout.text_len, size)
+        if not options.share_input_output_emb:
+            self.image_embedding = nn.Embedding(image_vocab_size, size)
+        if not options.rotary_emb:
+            self.image_position = AxialPositionEmbedding(*image_grid, size)
         self.layers = make_layers(options, self.layout)
         self.norm = nn.LayerNorm(size)
         self.to_logits = nn.Linear(size, self.text_vocab_size + image_vocab_size)
@@ -77,11 +82,13 @@ class Dalle(nn.Module):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
-        nn.init.normal_(self.to_logits.weight, std=0.02)
-        for embedding in (self.text_embedding, self.image_embedding, self.text_position):
-            nn.init.normal_(embedding.weight, std=0.5)
-        for position in (self.image_position.row, self.image_position.column):
-            nn.init.normal_(position, std=0.5)
+        tied = self.options.share_input_output_emb
+        nn.init.normal_(self.to_logits.weight, std=self.options.hidden_size**-0.5 if tied else 0.02)
+        tables = [] if tied else [self.text_embedding.weight, self.image_embedding.weight]
+        if not self.options.rotary_emb:
+            tables += [self.text_position.weight, self.image_position.row, self.image_position.column]
+        for table in tables:
+            nn.init.normal_(table, std=0.5)
 
     def forward(self, text: Tensor, image_tokens: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """The training losses.
@@ -94,6 +101,8 @@ class Dalle(nn.Module):
             The loss to minimise, (text + w * image) / (w + 1) with w = `loss_img_weight`, and the mean cross-entropies
             of text and of image tokens, in nats; all scalars.
         """
+        if self.training and self.options.null_cond_prob:
+            text = drop_texts(text, self.options.null_cond_prob)
         text = self.number_padding(text)
         text_logits, image_logits = self.logits(text, image_tokens)
         text_loss = F.cross_entropy(text_logits.flatten(0, 1), text.flatten())
@@ -104,9 +113,24 @@ class Dalle(nn.Module):
     def logits(self, text: Tensor, image_tokens: Tensor) -> Tuple[Tensor, Tensor]:
         """Logits of the text tokens (B, T, V text) and of the image tokens (B, I, V image); padding numbered."""
         x = torch.cat((self.embed_text(text), self.embed_image(image_tokens[:, :-1])), dim=1)  # (B, S, D)
-        for layer in self.layers:
-            x = layer(x)
+        x = self.run(x)
         return self.text_logits(x[:, : self.text_seq_len]), self.image_logits(x[:, self.text_seq_len :])
+
+    def run(self, x: Tensor, caches: Optional[List[LayerCache]] = None, position: int = 0) -> Tensor:
+        """Run the layers over embedded positions, (B, n, D) to (B, n, D).
+
+        Args:
+            x: the first positions of a sequence; or, with `position` above 0, that one alone.
+            caches: keep what later positions need of these, and have it of the earlier ones.
+            position: the first position of x.
+        """
+        if self.options.stable:
+            x = x * STABLE_GRADIENT_SHARE + x.detach() * (1 - STABLE_GRADIENT_SHARE)
+        return run_layers(self.layers, x, caches, position)
+
+    def new_caches(self) -> List[LayerCache]:
+        """Empty caches of all layers."""
+        return [LayerCache(self.layout.sequence_len) for _ in self.layers]
 
     def number_padding(self, text: Tensor) -> Tensor:
         """Replace the padding id 0 by an id that is the position's own; (B, T) to (B, T)."""
@@ -116,12 +140,21 @@ class Dalle(nn.Module):
     def embed_text(self, text: Tensor) -> Tensor:
         """<bos> and the first text tokens, padding numbered: (B, n) to (B, n + 1, D)."""
         text = F.pad(text, (1, 0), value=BOS)
-        return self.text_embedding(text) + self.text_position.weight[: text.shape[1]]
+        if self.options.share_input_output_emb:
+            x = F.embedding(text, self.to_logits.weight[: self.text_vocab_size])
+        else:
+            x = self.text_embedding(text)
+        return x if self.options.rotary_emb else x + self.text_position.weight[: text.shape[1]]
 
     def embed_image(self, image_tokens: Tensor, start: int = 0) -> Tensor:
         """Image tokens from the `start`-th on: (B, n) to (B, n, D)."""
-        position = self.image_position()[start : start + image_tokens.shape[1]]
-        return self.image_embedding(image_tokens) + position
+        if self.options.share_input_output_emb:
+            x = F.embedding(image_tokens, self.to_logits.weight[self.text_vocab_size :])
+        else:
+            x = self.image_embedding(image_tokens)
+        if self.options.rotary_emb:
+            return x
+        return x + self.image_position()[start : start + image_tokens.shape[1]]
 
     def text_logits(self, x: Tensor) -> Tensor:
         """(B, n, D) to (B, n, V text)."""
@@ -132,20 +165,15 @@ class Dalle(nn.Module):
         return self._segment_logits(x, slice(self.text_vocab_size, None))
 
     def _segment_logits(self, x: Tensor, segment: slice) -> Tensor:
+        if self.options.stable:
+            x = x / x.amax(dim=-1, keepdim=True).detach()
         return F.linear(self.norm(x), self.to_logits.weight[segment], self.to_logits.bias[segment])
 
-    def new_caches(self) -> List[KeyValueCache]:
-        """Empty caches of all layers."""
-        return [KeyValueCache(self.layout.sequence_len) for _ in self.layers]
 
-    def prefill(self, x: Tensor, caches: List[KeyValueCache]) -> Tensor:
-        """Run the first positions at once, (B, n, D) embedded to (B, n, D), filling the caches."""
-        for layer, cache in zip(self.layers, caches):
-            x = layer.prefill(x, cache)
-        return x
+def drop_texts(text: Tensor, share: float) -> Tensor:
+    """Leave out about this share of the texts (B, T) altogether, so that the model learns pictures without text, too.
 
-    def decode(self, x: Tensor, position: int, caches: List[KeyValueCache]) -> Tensor:
-        """Run the next position, (B, 1, D) embedded to (B, 1, D), after all earlier ones."""
-        for layer, cache in zip(self.layers, caches):
-            x = layer.decode(x, position, cache)
-        return x
+    Classifier-free guidance (Ho and Salimans 2021) needs it.
+    """
+    dropped = torch.rand(len(text), 1, device=text.device) < share
+    return text.masked_fill(dropped, PADDING)

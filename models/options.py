@@ -7,17 +7,17 @@ from typing import Optional, Tuple
 
 from options import OptionError, Options, option
 
-ATTENTION_TYPES = ("full", "axial_row", "axial_col", "conv_like")
+ATTENTION_TYPES = ("full", "axial_row", "axial_col", "conv_like", "sparse")
 CONV_WINDOWS = ("causal", "centered")
 
 
 @dataclasses.dataclass(frozen=True)
 class TransformerOptions(Options):
-    """The DALL-E transformer; names and meanings are those of Graphcore's mini DALL-E."""
+    """The DALL-E transformer; names and meanings are those of Graphcore's mini DALL-E and of DALLE-pytorch."""
 
-    hidden_size: int = option(512, "width of the transformer", minimum=1)
-    num_hidden_layers: int = option(16, "attention and feed-forward layers", minimum=1)
-    num_attention_heads: int = option(16, "heads of every attention", minimum=1)
+    hidden_size: int = option(512, "width of the transformer", minimum=1, aliases=("dim",))
+    num_hidden_layers: int = option(16, "attention and feed-forward layers", minimum=1, aliases=("depth",))
+    num_attention_heads: int = option(16, "heads of every attention", minimum=1, aliases=("heads",))
     dim_head: int = option(64, "width of one head", minimum=1)
     text_seq_len: int = option(80, "text tokens of a sample", minimum=1)
     attn_types: Tuple[str, ...] = option(
@@ -32,6 +32,29 @@ class TransformerOptions(Options):
         "where that window lies: causal (ends at the pixel) or centered (cut at the pixel)",
         choices=CONV_WINDOWS,
     )
+    sparse_block_size: int = option(16, "positions of a block of sparse attention", minimum=1)
+    sparse_random_blocks: Optional[int] = option(
+        None, "blocks that sparse attention draws for each block of queries (none: a quarter of them all)", minimum=0
+    )
+    sparse_seed: int = option(0, "what they are drawn from; the next layer draws from the next one")
+    rotary_emb: bool = option(False, "rotary position embedding instead of a learned one")
+    shift_tokens: bool = option(False, "take some channels from the neighbouring tokens, before every layer")
+    reversible: bool = option(False, "reversible layers: memory that does not grow with depth, for more arithmetic")
+    stable: bool = option(
+        False,
+        "a softmax and an output that half precision does not overflow, and a smaller gradient of the embeddings",
+        aliases=("stable_softmax",),
+    )
+    shared_attn_ids: Optional[Tuple[str, ...]] = option(
+        None, "an id for each layer, cycled; layers with equal ids share their attention (none: nothing is shared)"
+    )
+    shared_ff_ids: Optional[Tuple[str, ...]] = option(
+        None, "an id for each layer, cycled; layers with equal ids share their feed-forward layer"
+    )
+    share_input_output_emb: bool = option(False, "embed tokens by the rows of the output projection")
+    null_cond_prob: float = option(
+        0.0, "share of the training samples whose text is left out, for guidance (--cond-scale)", minimum=0, maximum=1
+    )
     ff_dropout: float = option(0.0, "dropout inside the feed-forward layers", minimum=0, maximum=1)
     attn_dropout: float = option(0.0, "dropout on the output of attention", minimum=0, maximum=1)
     sandwich_norm: bool = option(False, "normalise the output of every layer as well as its input")
@@ -41,6 +64,15 @@ class TransformerOptions(Options):
         super().__post_init__()
         if not self.attn_types:
             raise OptionError(f"attn_types is empty; name at least one of {', '.join(ATTENTION_TYPES)}")
+        for name in ("shared_attn_ids", "shared_ff_ids"):
+            if getattr(self, name) == ():
+                raise OptionError(f"{name} is empty; give an id for each layer, or leave it out")
+        if self.rotary_emb and self.dim_head < 6:
+            raise OptionError(
+                f"rotary_emb turns pairs in thirds of a head, and dim_head={self.dim_head}; give 6 or more"
+            )
+        if self.shift_tokens and self.hidden_size < 4:
+            raise OptionError(f"shift_tokens moves quarters of hidden_size={self.hidden_size}; give 4 or more")
         if self.conv_kernel_size % 2 == 0:
             raise OptionError(f"conv_kernel_size={self.conv_kernel_size} is even; make it odd")
 
@@ -55,10 +87,11 @@ class DiscreteVAEOptions(Options):
     num_layers: int = option(3, "halvings of the picture's side on the way to its codes", minimum=1)
     num_resnet_blocks: int = option(2, "residual blocks at the codes' resolution", minimum=0)
     hidden_dim: int = option(256, "channels inside encoder and decoder", minimum=1)
-    channels: int = option(3, "channels of a picture", minimum=1, maximum=4)
+    channels: int = option(3, "channels of a picture", minimum=1)
     smooth_l1_loss: bool = option(False, "reconstruct under the smooth L1 loss, not the squared error")
     temperature: float = option(0.9, "Gumbel-softmax temperature (at the start, when it is annealed)", minimum=1e-6)
     straight_through: bool = option(False, "sample hard codes forward, soft ones backward")
+    reinmax: bool = option(False, "with straight_through, a gradient that is exact to the second order (ReinMax)")
     kl_div_loss_weight: float = option(
         0.0,
         "weight of the divergence of the codes' distribution from the uniform one",
@@ -73,6 +106,10 @@ class DiscreteVAEOptions(Options):
             raise OptionError(
                 f"image_size={self.image_size} is not a multiple of 2 ** num_layers = {step}; "
                 f"take {max(self.image_size // step, 1) * step}"
+            )
+        if self.reinmax and not self.straight_through:
+            raise OptionError(
+                "reinmax=true changes the gradient of hard codes; add --straight-through, or leave it out"
             )
 
 

@@ -5,18 +5,20 @@ it: the dense mask, the keys that one decoding step reads, and the structured fo
 
 Positions of a sequence: 0 is <bos>, then `text_seq_len` text tokens, then the picture row by row. Text is attended to
 by everything after it; the patterns only say which pixels a pixel sees. Patterns as in Ramesh et al. 2021, "Zero-Shot
-Text-to-Image Generation", section 2.2.
+Text-to-Image Generation", section 2.2; `sparse` as DeepSpeed's variable sparsity, which DALLE-pytorch uses.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Callable, Dict, Tuple
+import functools
+import random
+from typing import Callable, Dict, Optional
 
 import torch
 from torch import Tensor
 
-Places = Tuple[Tensor, Tensor]  # row and column of pixels
+LOCAL_BLOCKS = 4  # blocks of a local window of `sparse`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Pattern:
         layout: where text and picture lie.
         kernel_size, dilation, window: the neighbourhood of `conv_like`. The window ends at the pixel ("causal", as
             DALLE-pytorch 1.6.6) or is centered on it and cut there ("centered", as Graphcore and older DALLE-pytorch).
+        block_size, random_blocks, seed: of `sparse`: positions of a block, blocks drawn at random for every block of
+            queries (none: a quarter of all blocks), and what they are drawn from.
     """
 
     kind: str
@@ -59,18 +63,14 @@ class Pattern:
     kernel_size: int = 5
     dilation: int = 1
     window: str = "causal"
+    block_size: int = 16
+    random_blocks: Optional[int] = None
+    seed: int = 0
 
     def allowed(self, query: Tensor, key: Tensor) -> Tensor:
         """Whether position `query` may look at position `key`; integer tensors that broadcast, to booleans."""
-        text_len, columns = self.layout.text_len, self.layout.columns
-        pixels = (query >= text_len) & (key >= text_len)
-        place, other = query - text_len, key - text_len
-        near = PATTERNS[self.kind](
-            self,
-            (place.div(columns, rounding_mode="floor"), place % columns),
-            (other.div(columns, rounding_mode="floor"), other % columns),
-        )
-        return (key <= query) & (near | ~pixels)
+        pixels = (query >= self.layout.text_len) & (key >= self.layout.text_len)
+        return (key <= query) & (PATTERNS[self.kind](self, query, key) | ~pixels)
 
     def mask(self, length: int) -> Tensor:
         """The dense mask of the first `length` positions, (query, key)."""
@@ -81,30 +81,57 @@ class Pattern:
         """The positions that `position` looks at, ascending."""
         return self.allowed(torch.tensor(position), torch.arange(position + 1)).nonzero().squeeze(1)
 
+    def row(self, position: Tensor) -> Tensor:
+        """The row of the pixel at `position`."""
+        return (position - self.layout.text_len).div(self.layout.columns, rounding_mode="floor")
 
-def _full(pattern: Pattern, query: Places, key: Places) -> Tensor:
-    return torch.ones_like(query[0] == key[0])
-
-
-def _axial_row(pattern: Pattern, query: Places, key: Places) -> Tensor:
-    return query[0] == key[0]
-
-
-def _axial_col(pattern: Pattern, query: Places, key: Places) -> Tensor:
-    return query[1] == key[1]
+    def column(self, position: Tensor) -> Tensor:
+        """The column of the pixel at `position`."""
+        return (position - self.layout.text_len) % self.layout.columns
 
 
-def _conv_like(pattern: Pattern, query: Places, key: Places) -> Tensor:
-    down, right = query[0] - key[0], query[1] - key[1]
+def _full(pattern: Pattern, query: Tensor, key: Tensor) -> Tensor:
+    return torch.ones_like(query == key)
+
+
+def _axial_row(pattern: Pattern, query: Tensor, key: Tensor) -> Tensor:
+    return pattern.row(query) == pattern.row(key)
+
+
+def _axial_col(pattern: Pattern, query: Tensor, key: Tensor) -> Tensor:
+    return pattern.column(query) == pattern.column(key)
+
+
+def _conv_like(pattern: Pattern, query: Tensor, key: Tensor) -> Tensor:
+    down, right = pattern.row(query) - pattern.row(key), pattern.column(query) - pattern.column(key)
     reach = (pattern.kernel_size - 1) * pattern.dilation
     first, last = (0, reach) if pattern.window == "causal" else (-(reach // 2), reach // 2)
     inside = (down >= first) & (down <= last) & (right >= first) & (right <= last)
     return inside & ((down - first) % pattern.dilation == 0) & ((right - first) % pattern.dilation == 0)
 
 
-PATTERNS: Dict[str, Callable[[Pattern, Places, Places], Tensor]] = {
+def _sparse(pattern: Pattern, query: Tensor, key: Tensor) -> Tensor:
+    block, other = query // pattern.block_size, key // pattern.block_size
+    local = block // LOCAL_BLOCKS == other // LOCAL_BLOCKS
+    text = other * pattern.block_size < pattern.layout.text_len
+    return local | text | _drawn_blocks(pattern).to(query.device)[block, other]
+
+
+@functools.lru_cache(maxsize=64)
+def _drawn_blocks(pattern: Pattern) -> Tensor:
+    """Which blocks of keys were drawn for each block of queries, (blocks, blocks)."""
+    blocks = -(-pattern.layout.sequence_len // pattern.block_size)
+    count = blocks // 4 if pattern.random_blocks is None else pattern.random_blocks
+    rng, drawn = random.Random(pattern.seed), torch.zeros(blocks, blocks, dtype=torch.bool)
+    for row in range(blocks):
+        drawn[row, rng.sample(range(blocks), min(count, blocks))] = True
+    return drawn
+
+
+PATTERNS: Dict[str, Callable[[Pattern, Tensor, Tensor], Tensor]] = {
     "full": _full,
     "axial_row": _axial_row,
     "axial_col": _axial_col,
     "conv_like": _conv_like,
+    "sparse": _sparse,
 }

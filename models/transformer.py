@@ -2,18 +2,24 @@
 
 Layer scale from Touvron et al. 2021, "Going deeper with Image Transformers"; gated feed-forward (GEGLU) from Shazeer
 2020, "GLU Variants Improve Transformer"; sandwich normalisation from Ding et al. 2021, "CogView".
-Legend: B batch, S positions, D width.
+Legend: B batch, n positions, D width.
 """
 
 from __future__ import annotations
+
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import Attention, KeyValueCache
+from models.attention import Attention
+from models.cache import LayerCache
 from models.options import TransformerOptions
 from models.patterns import Layout, Pattern
+from models.reversible import Branch, run_reversibly
+from models.shift import TokenShift
+from options import OptionError
 
 FEED_FORWARD_FACTOR = 4
 
@@ -52,47 +58,157 @@ class Layer(nn.Module):
     """One layer: attention, then feed-forward, each normalised, scaled and added to what came in.
 
     Args:
-        options: of the transformer.
-        pattern: what each position may look at.
+        hidden_size: D.
         depth: the layer's number, from 1.
+        attention, feed_forward: what it computes with.
+        sandwich_norm: normalise what they give, too.
+        shift: between normalisation and either; None: none.
+        borrowed: "attention" or "feed_forward", where an earlier layer has it already. It is registered there alone,
+            so that it is saved, counted and moved once.
     """
 
-    def __init__(self, options: TransformerOptions, pattern: Pattern, depth: int) -> None:
+    attention: Attention
+    feed_forward: FeedForward
+
+    def __init__(
+        self,
+        hidden_size: int,
+        depth: int,
+        attention: Attention,
+        feed_forward: FeedForward,
+        sandwich_norm: bool = False,
+        shift: Optional[TokenShift] = None,
+        borrowed: Sequence[str] = (),
+    ) -> None:
         super().__init__()
-        size = options.hidden_size
-        self.attention_norm = nn.LayerNorm(size)
-        self.attention = Attention(
-            size, options.num_attention_heads, options.dim_head, pattern, dropout=options.attn_dropout
-        )
-        self.attention_out_norm = nn.LayerNorm(size) if options.sandwich_norm else nn.Identity()
-        self.attention_scale = LayerScale(size, depth)
-        self.feed_forward_norm = nn.LayerNorm(size)
-        self.feed_forward = FeedForward(size, dropout=options.ff_dropout)
-        self.feed_forward_out_norm = nn.LayerNorm(size) if options.sandwich_norm else nn.Identity()
-        self.feed_forward_scale = LayerScale(size, depth)
+        for name, module in (("attention", attention), ("feed_forward", feed_forward)):
+            (object.__setattr__ if name in borrowed else setattr)(self, name, module)
+        self.attention_norm = nn.LayerNorm(hidden_size)
+        self.attention_out_norm = nn.LayerNorm(hidden_size) if sandwich_norm else nn.Identity()
+        self.attention_scale = LayerScale(hidden_size, depth)
+        self.feed_forward_norm = nn.LayerNorm(hidden_size)
+        self.feed_forward_out_norm = nn.LayerNorm(hidden_size) if sandwich_norm else nn.Identity()
+        self.feed_forward_scale = LayerScale(hidden_size, depth)
+        self.shift = shift
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, S, D) to (B, S, D)."""
-        return self._add(x, self.attention(self.attention_norm(x)))
+    def forward(
+        self, x: Tensor, cache: Optional[LayerCache] = None, position: int = 0, mask: Optional[Tensor] = None
+    ) -> Tensor:
+        """(B, n, D) to (B, n, D); the arguments are those of `Attention.forward`."""
+        x = x + self.attend(x, cache, position, mask)
+        return x + self.feed(x, cache, position)
 
-    def prefill(self, x: Tensor, cache: KeyValueCache) -> Tensor:
-        """As `forward`, leaving keys and values in the cache."""
-        return self._add(x, self.attention.prefill(self.attention_norm(x), cache))
+    def attend(
+        self, x: Tensor, cache: Optional[LayerCache] = None, position: int = 0, mask: Optional[Tensor] = None
+    ) -> Tensor:
+        """What attention adds."""
+        x = self.attention_norm(x)
+        if self.shift is not None:
+            x = self.shift(x, cache.attention_inputs if cache else None, position)
+        return self.attention_scale(self.attention_out_norm(self.attention(x, cache, position, mask)))
 
-    def decode(self, x: Tensor, position: int, cache: KeyValueCache) -> Tensor:
-        """One position, (B, 1, D) to (B, 1, D), after all earlier ones went through the same cache."""
-        return self._add(x, self.attention.decode(self.attention_norm(x), position, cache))
+    def feed(self, x: Tensor, cache: Optional[LayerCache] = None, position: int = 0) -> Tensor:
+        """What the feed-forward layer adds."""
+        x = self.feed_forward_norm(x)
+        if self.shift is not None:
+            x = self.shift(x, cache.feed_forward_inputs if cache else None, position)
+        return self.feed_forward_scale(self.feed_forward_out_norm(self.feed_forward(x)))
 
-    def _add(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + self.attention_scale(self.attention_out_norm(attended))
-        return x + self.feed_forward_scale(self.feed_forward_out_norm(self.feed_forward(self.feed_forward_norm(x))))
+    def branches(self) -> Tuple[Branch, Branch]:
+        """The two residual branches, for `run_reversibly`."""
+        norms = (self.attention_norm, self.attention_out_norm, self.attention_scale)
+        others = (self.feed_forward_norm, self.feed_forward_out_norm, self.feed_forward_scale)
+        return Branch(self.attend, (*norms, self.attention)), Branch(self.feed, (*others, self.feed_forward))
+
+
+class ReversibleLayer(Layer):
+    """A layer of two streams: attention on the second is added to the first, feed-forward on that to the second."""
+
+    def forward(
+        self, x: Tensor, cache: Optional[LayerCache] = None, position: int = 0, mask: Optional[Tensor] = None
+    ) -> Tensor:
+        """Both streams, (2, B, n, D) to the same; the arguments are those of `Attention.forward`."""
+        first, second = x.unbind()
+        first = first + self.attend(second, cache, position, mask)
+        return torch.stack((first, second + self.feed(first, cache, position)))
 
 
 def make_layers(options: TransformerOptions, layout: Layout) -> nn.ModuleList:
-    """The stack of layers, cycling through `attn_types`."""
+    """The stack of layers, cycling through `attn_types`, `shared_attn_ids` and `shared_ff_ids`.
+
+    Raises:
+        OptionError: layers that share their attention are of different kinds.
+    """
+    attentions: Dict[str, Attention] = {}
+    feed_forwards: Dict[str, FeedForward] = {}
     layers = nn.ModuleList()
     for index in range(options.num_hidden_layers):
-        kind = options.attn_types[index % len(options.attn_types)]
-        pattern = Pattern(kind, layout, options.conv_kernel_size, options.conv_dilation, options.conv_window)
-        layers.append(Layer(options, pattern, depth=index + 1))
+        attn_id, ff_id = _cycle(options.shared_attn_ids, index), _cycle(options.shared_ff_ids, index)
+        borrowed = [attn_id in attentions and "attention", ff_id in feed_forwards and "feed_forward"]
+        if attn_id not in attentions:
+            attentions[attn_id] = _make_attention(options, layout, index)
+        if ff_id not in feed_forwards:
+            feed_forwards[ff_id] = FeedForward(options.hidden_size, dropout=options.ff_dropout)
+        _check_kind(options, index, attn_id, attentions[attn_id])
+        layers.append(
+            (ReversibleLayer if options.reversible else Layer)(
+                options.hidden_size,
+                index + 1,
+                attentions[attn_id],
+                feed_forwards[ff_id],
+                options.sandwich_norm,
+                TokenShift(options.hidden_size, layout) if options.shift_tokens else None,
+                [name for name in borrowed if name],
+            )
+        )
     return layers
+
+
+def run_layers(
+    layers: nn.ModuleList, x: Tensor, caches: Optional[List[LayerCache]] = None, position: int = 0
+) -> Tensor:
+    """Run a stack: (B, n, D) to (B, n, D). The arguments are those of `Attention.forward`, with a cache a layer."""
+    reversible = isinstance(layers[0], ReversibleLayer)
+    if reversible and caches is None and torch.is_grad_enabled():
+        return run_reversibly(x, [branch for layer in layers for branch in layer.branches()])
+    if reversible:
+        x = torch.stack((x, x))
+    for index, layer in enumerate(layers):
+        x = layer(x, caches[index] if caches else None, position)
+    return x.mean(dim=0) if reversible else x
+
+
+def _make_attention(options: TransformerOptions, layout: Layout, index: int) -> Attention:
+    pattern = Pattern(
+        options.attn_types[index % len(options.attn_types)],
+        layout,
+        options.conv_kernel_size,
+        options.conv_dilation,
+        options.conv_window,
+        options.sparse_block_size,
+        options.sparse_random_blocks,
+        options.sparse_seed + index,
+    )
+    return Attention(
+        options.hidden_size,
+        options.num_attention_heads,
+        options.dim_head,
+        pattern,
+        options.attn_dropout,
+        options.stable,
+        options.rotary_emb,
+    )
+
+
+def _check_kind(options: TransformerOptions, index: int, attn_id: str, attention: Attention) -> None:
+    kind = options.attn_types[index % len(options.attn_types)]
+    if attention.pattern is not None and attention.pattern.kind != kind:
+        raise OptionError(
+            f"shared_attn_ids gives layer {index + 1} the id {attn_id} of a layer with {attention.pattern.kind} "
+            f"attention, and attn_types gives it {kind}; let only layers of one kind share an id"
+        )
+
+
+def _cycle(ids: Optional[Tuple[str, ...]], index: int) -> str:
+    """The id of a layer; without ids each layer has its own."""
+    return str(index) if ids is None else ids[index % len(ids)]

@@ -19,6 +19,32 @@ KINDS += [
     for kernel_size in (3, 5)
     for dilation in (1, 2)
 ]
+KINDS += [{"kind": "sparse", "block_size": size, "random_blocks": blocks} for size, blocks in ((1, 2), (2, None))]
+
+# Options that change how a transformer computes, alone and together.
+VARIANTS: Dict[str, Dict[str, Any]] = {
+    "rotary": {"rotary_emb": True, "dim_head": 7},
+    "shifted": {"shift_tokens": True},
+    "shifted-odd": {"shift_tokens": True, "hidden_size": 7},
+    "reversible": {"reversible": True, "num_hidden_layers": 3},
+    "stable": {"stable": True},
+    "sandwich": {"sandwich_norm": True},
+    "shared": {"shared_attn_ids": "a,b,a", "shared_ff_ids": "x", "num_hidden_layers": 4},
+    "tied": {"share_input_output_emb": True},
+    "everything": {
+        "rotary_emb": True,
+        "dim_head": 6,
+        "shift_tokens": True,
+        "reversible": True,
+        "stable": True,
+        "sandwich_norm": True,
+        "shared_ff_ids": "0,1",
+        "share_input_output_emb": True,
+        "attn_types": "sparse,axial_row,conv_like,axial_col,full",
+        "num_hidden_layers": 5,
+        "sparse_block_size": 2,
+    },
+}
 
 
 @pytest.fixture(autouse=True)

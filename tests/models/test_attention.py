@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.attention import Attention, KeyValueCache
+from models.attention import Attention
+from models.cache import LayerCache
 from models.patterns import Layout, Pattern
 
 WIDTH, HEADS, HEAD_WIDTH, BATCH = 6, 2, 3, 2
@@ -51,31 +52,31 @@ def test_attention_equals_dense_attention_in_value_and_gradient(pattern: Pattern
 @pytest.mark.parametrize("prefilled", [1, 3, 6])
 def test_prefill_and_single_steps_equal_the_whole_sequence(pattern: Pattern, prefilled: int) -> None:
     attention, x = attention_of(pattern), sequences(pattern.layout.sequence_len)
-    cache = KeyValueCache(x.shape[1])
-    parts = [attention.prefill(x[:, :prefilled], cache)]
+    cache = LayerCache(x.shape[1])
+    parts = [attention(x[:, :prefilled], cache)]
     for position in range(prefilled, x.shape[1]):
-        parts.append(attention.decode(x[:, position : position + 1], position, cache))
+        parts.append(attention(x[:, position : position + 1], cache, position))
     torch.testing.assert_close(torch.cat(parts, dim=1), attention(x))
 
 
 def test_a_step_reads_only_the_keys_that_its_pattern_allows(pattern: Pattern) -> None:
     attention, x = attention_of(pattern), sequences(pattern.layout.sequence_len)
-    position, cache = x.shape[1] - 1, KeyValueCache(x.shape[1])
-    attention.prefill(x[:, :position], cache)
+    position, cache = x.shape[1] - 1, LayerCache(x.shape[1])
+    attention(x[:, :position], cache)
     unseen = ~pattern.mask(x.shape[1])[position]
     nothing = torch.full((BATCH, HEADS, 1, HEAD_WIDTH), torch.nan, dtype=x.dtype)
     for start in unseen.nonzero().squeeze(1).tolist():
-        cache.write(start, nothing, nothing)
-    assert attention.decode(x[:, position:], position, cache).isfinite().all()
+        cache.keys.write(start, nothing)
+        cache.values.write(start, nothing)
+    assert attention(x[:, position:], cache, position).isfinite().all()
 
 
 def test_the_cache_is_of_the_type_that_the_layer_computes_in() -> None:
-    attention, cache = attention_of(Pattern("full", Layout(3, 2, 2))).float(), KeyValueCache(6)
+    attention, cache = attention_of(Pattern("full", Layout(3, 2, 2))).float(), LayerCache(6)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        attention.prefill(sequences(3).float(), cache)
-        attention.decode(sequences(1).float(), 3, cache)
-    keys, values = cache.read(torch.arange(4))
-    assert keys.dtype == values.dtype == torch.bfloat16
+        attention(sequences(3).float(), cache)
+        attention(sequences(1).float(), cache, 3)
+    assert cache.keys.at(3).dtype == cache.values.at(3).dtype == torch.bfloat16
 
 
 def test_dropout_changes_training_and_nothing_else(pattern: Pattern) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Callable, Dict, Tuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from models.attention import Attention
-from models.dalle import Dalle
+from models.attention import Attention, scale_queries
+from models.dalle import Dalle, drop_texts
 from models.options import ATTENTION_TYPES, TransformerOptions
 from models.transformer import Layer
 from options import OptionError
+from tests.models.conftest import VARIANTS
 
 BATCH = 2
 LAYER = {
@@ -46,9 +48,7 @@ def sample(dalle: Dalle, batch: int = BATCH) -> Tuple[Tensor, Tensor]:
 def masked_log_probabilities(dalle: Dalle, text: Tensor, image_tokens: Tensor) -> Tensor:
     """(B, S, V) over the whole vocabulary at every position, the other segment's logits at -inf."""
     x = torch.cat((dalle.embed_text(text), dalle.embed_image(image_tokens[:, :-1])), dim=1)
-    for layer in dalle.layers:
-        x = layer(x)
-    logits = dalle.to_logits(dalle.norm(x))
+    logits = dalle.to_logits(dalle.norm(dalle.run(x)))
     logits[:, : dalle.text_seq_len, dalle.text_vocab_size :] = -torch.inf
     logits[:, dalle.text_seq_len :, : dalle.text_vocab_size] = -torch.inf
     return logits.log_softmax(dim=-1)
@@ -106,11 +106,14 @@ def test_every_padded_position_has_an_id_of_its_own_above_the_tokenizer_s(make_d
     assert make_dalle().number_padding(text).tolist() == [[4, 9, 13, 14, 15], [4, 9, 2, 10, 15]]
 
 
-@pytest.mark.parametrize("kind", ATTENTION_TYPES)
+EVERY: Dict[str, Dict[str, Any]] = {**{kind: {"attn_types": kind} for kind in ATTENTION_TYPES}, **VARIANTS}
+
+
+@pytest.mark.parametrize("model", EVERY)
 def test_no_logit_depends_on_its_own_token_or_a_later_one_and_all_the_next_on_it(
-    make_dalle: Callable[..., Dalle], kind: str
+    make_dalle: Callable[..., Dalle], model: str
 ) -> None:
-    dalle = make_dalle(attn_types=kind)
+    dalle = make_dalle(**EVERY[model])
     text, image_tokens = sample(dalle, batch=1)
     split = dalle.text_seq_len
     before = masked_log_probabilities(dalle, text, image_tokens)
@@ -123,9 +126,9 @@ def test_no_logit_depends_on_its_own_token_or_a_later_one_and_all_the_next_on_it
         assert changed[position + 1 : position + 2].all()
 
 
-@pytest.mark.parametrize("kind", ATTENTION_TYPES)
-def test_gradients_reach_every_parameter(make_dalle: Callable[..., Dalle], kind: str) -> None:
-    dalle = make_dalle(attn_types=kind, sandwich_norm=True)
+@pytest.mark.parametrize("model", EVERY)
+def test_gradients_reach_every_parameter(make_dalle: Callable[..., Dalle], model: str) -> None:
+    dalle = make_dalle(**EVERY[model])
     dalle(*sample(dalle))[0].backward()
     assert [name for name, p in dalle.named_parameters() if p.grad is None or not p.grad.any()] == []
 
@@ -159,6 +162,68 @@ def test_dropout_changes_training_and_nothing_else(make_dalle: Callable[..., Dal
     assert dropping(*inputs) != dropping(*inputs)
 
 
+@pytest.mark.parametrize("kind", ATTENTION_TYPES)
+def test_the_stable_softmax_equals_the_plain_one(make_dalle: Callable[..., Dalle], kind: str) -> None:
+    plain = make_dalle(attn_types=kind)
+    stable = make_dalle(attn_types=kind, stable=True)
+    stable.load_state_dict(plain.state_dict())
+    x = plain.embed_text(sample(plain)[0])
+    torch.testing.assert_close(stable.run(x), plain.run(x))
+
+
+def test_stable_scores_fit_half_precision_where_plain_ones_do_not() -> None:
+    q = torch.full((1, 64), 120.0)
+    largest = [float(scale_queries(q, stable) @ q[0]) for stable in (False, True)]
+    assert largest[1] < torch.finfo(torch.float16).max < largest[0]
+
+
+def test_stable_embeddings_get_a_tenth_of_their_gradient(make_dalle: Callable[..., Dalle]) -> None:
+    stable = make_dalle(stable=True)
+    x = torch.randn(1, 3, 8, dtype=torch.float64, requires_grad=True)
+    whole = torch.autograd.grad(sum(layer.attend(x).sum() for layer in stable.layers[:1]), x)[0]
+    stable.layers = stable.layers[:1]
+    stable.layers[0].feed_forward_scale.scale.data.zero_()
+    (got,) = torch.autograd.grad(stable.run(x).sum(), x)
+    torch.testing.assert_close(got, (whole + 1) / 10)
+
+
+def test_tied_tokens_are_embedded_by_the_rows_of_the_output(make_dalle: Callable[..., Dalle]) -> None:
+    dalle = make_dalle(share_input_output_emb=True, rotary_emb=True, dim_head=6)
+    text, image_tokens = sample(dalle)
+    rows = dalle.to_logits.weight
+    assert torch.equal(dalle.embed_text(text)[:, 1:], rows[text])
+    assert torch.equal(dalle.embed_image(image_tokens), rows[dalle.text_vocab_size + image_tokens])
+    assert [name for name in dalle.state_dict() if "embedding" in name or "position" in name] == []
+
+
+def test_layers_with_one_id_are_one(make_dalle: Callable[..., Dalle]) -> None:
+    dalle = make_dalle(shared_attn_ids="a,b", shared_ff_ids="x,x,y", num_hidden_layers=4)
+    layers = list(dalle.layers)
+    assert layers[0].attention is layers[2].attention is not layers[1].attention is layers[3].attention
+    assert layers[0].feed_forward is layers[1].feed_forward is layers[3].feed_forward is not layers[2].feed_forward
+    saved = [name for name in dalle.state_dict() if name.endswith(("to_qkv.weight", "to_inner.weight"))]
+    assert saved == [
+        "layers.0.attention.to_qkv.weight",
+        "layers.0.feed_forward.to_inner.weight",
+        "layers.1.attention.to_qkv.weight",
+        "layers.2.feed_forward.to_inner.weight",
+    ]
+    copied = copy.deepcopy(dalle)
+    assert copied.layers[2].attention is copied.layers[0].attention is not layers[0].attention
+
+
+def test_texts_are_left_out_as_often_as_asked_for_and_in_training_alone(make_dalle: Callable[..., Dalle]) -> None:
+    texts = torch.ones(4000, 5, dtype=torch.int64)
+    dropped = (drop_texts(texts, 0.25) == 0).all(dim=1)
+    assert 900 < dropped.sum() < 1100
+    assert torch.equal(texts, torch.ones_like(texts))
+    dalle = make_dalle(null_cond_prob=1)
+    text, image_tokens = sample(dalle)
+    evaluated, nothing = dalle(text, image_tokens), dalle(torch.zeros_like(text), image_tokens)
+    dalle.train()
+    assert dalle(text, image_tokens) == nothing != evaluated
+
+
 def test_layers_start_the_weaker_the_deeper_they_lie() -> None:
     options = TransformerOptions(hidden_size=1, num_hidden_layers=25, num_attention_heads=1, dim_head=1)
     weights = Dalle(options, 2, 2, (2, 2)).state_dict()
@@ -186,9 +251,16 @@ def test_attention_types_are_cycled_over_the_layers(make_dalle: Callable[..., Da
         ({"attn_types": "full,dense"}, "attn_types='dense' is not one of full, axial_row"),
         ({"attn_types": ()}, "attn_types is empty; name at least one of full"),
         ({"conv_kernel_size": 4}, "conv_kernel_size=4 is even; make it odd"),
+        ({"shared_attn_ids": ()}, "shared_attn_ids is empty; give an id for each layer"),
+        ({"rotary_emb": True, "dim_head": 5}, "dim_head=5; give 6 or more"),
         ({"conv_window": "left"}, "conv_window='left' is not one of causal, centered"),
     ],
 )
 def test_an_impossible_transformer_is_refused_by_option_value_and_rule(options: Dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         TransformerOptions(**options)
+
+
+def test_layers_of_two_kinds_cannot_share_their_attention(make_dalle: Callable[..., Dalle]) -> None:
+    with pytest.raises(OptionError, match="shared_attn_ids gives layer 3 the id a of a layer with full attention"):
+        make_dalle(attn_types="full,axial_row,axial_col", shared_attn_ids="a,b", num_hidden_layers=3)

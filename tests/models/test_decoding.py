@@ -10,22 +10,28 @@ from torch import Tensor
 
 from models.dalle import Dalle
 from models.decoding import (
+    TO_DRAW,
     SamplingOptions,
     complete_text,
     draw_image_tokens,
     draw_token,
     filter_top_k,
     filter_top_p,
+    log_likelihood,
     uniform_numbers,
 )
 from models.options import ATTENTION_TYPES
+from models.patterns import Layout, Pattern
+from tests.models.conftest import VARIANTS
 
-PLAIN = SamplingOptions(top_k=0)
+PLAIN, GUIDED = SamplingOptions(top_k=0), SamplingOptions(top_k=0, cond_scale=3)
 TEXTS = torch.tensor([[3, 7, 1, 0, 0], [3, 7, 1, 5, 0], [9, 2, 8, 4, 6]])
 SEEDS = [5, 6, 7]
 MODELS: Dict[str, Dict[str, Any]] = {kind: {"attn_types": kind} for kind in ATTENTION_TYPES}
 MODELS["centered"] = {"attn_types": "conv_like", "conv_kernel_size": 3, "conv_dilation": 2, "conv_window": "centered"}
-MODELS["mixed"] = {"attn_types": ATTENTION_TYPES, "num_hidden_layers": 4, "sandwich_norm": True}
+MODELS["small-blocks"] = {"attn_types": "sparse", "sparse_block_size": 2, "sparse_random_blocks": 1}
+MODELS["mixed"] = {"attn_types": ATTENTION_TYPES, "num_hidden_layers": 5, "sandwich_norm": True}
+MODELS.update(VARIANTS)
 
 
 @pytest.fixture(params=MODELS)
@@ -34,17 +40,63 @@ def dalle(request: pytest.FixtureRequest, make_dalle: Callable[..., Dalle]) -> D
     return make_dalle(**MODELS[request.param])
 
 
-def draw(dalle: Dalle, text: Tensor = TEXTS, seeds: List[int] = SEEDS, **options: Any) -> Tensor:
-    return draw_image_tokens(dalle, text, uniform_numbers(seeds, dalle.layout.image_len), PLAIN, **options)
+def draw(
+    dalle: Dalle, text: Tensor = TEXTS, seeds: List[int] = SEEDS, sampling: SamplingOptions = PLAIN, **options: Any
+) -> Tensor:
+    return draw_image_tokens(dalle, text, uniform_numbers(seeds, dalle.layout.image_len), sampling, **options)
 
 
 @pytest.mark.parametrize("grid", [(3, 4), (5, 2), (1, 3), (1, 1)], ids=lambda grid: f"{grid[0]}x{grid[1]}")
 @pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("sampling", [PLAIN, GUIDED], ids=["plain", "guided"])
 def test_drawing_with_a_cache_gives_the_tokens_of_drawing_without(
-    make_dalle: Callable[..., Dalle], model: str, grid: Tuple[int, int]
+    make_dalle: Callable[..., Dalle], model: str, grid: Tuple[int, int], sampling: SamplingOptions
 ) -> None:
     dalle = make_dalle(grid, **MODELS[model])
-    assert torch.equal(draw(dalle), draw(dalle, use_cache=False))
+    assert torch.equal(draw(dalle, sampling=sampling), draw(dalle, sampling=sampling, use_cache=False))
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_guidance_moves_the_logits_of_every_image_token(dalle: Dalle, use_cache: bool) -> None:
+    tokens = draw(dalle, sampling=SamplingOptions(temperature=0, cond_scale=3), use_cache=use_cache)
+    _, with_text = dalle.logits(dalle.number_padding(TEXTS), tokens)
+    _, without = dalle.logits(dalle.number_padding(torch.zeros_like(TEXTS)), tokens)
+    assert torch.equal((without + 3 * (with_text - without)).argmax(dim=-1), tokens)
+    assert (with_text != without).any(dim=-1).all()
+
+
+def test_guidance_of_1_is_none_and_the_texts_stay_what_they_were(dalle: Dalle) -> None:
+    texts = TEXTS.clone()
+    assert torch.equal(draw(dalle, texts, sampling=SamplingOptions(top_k=0, cond_scale=1)), draw(dalle))
+    draw(dalle, texts, sampling=GUIDED)
+    assert torch.equal(texts, TEXTS)
+
+
+def test_known_tokens_stay_and_the_others_are_drawn_after_them(dalle: Dalle) -> None:
+    drawn = draw(dalle)
+    beginning = torch.where(torch.arange(12) < 5, drawn, TO_DRAW)
+    assert torch.equal(draw(dalle, known=beginning), drawn)
+    scattered = torch.where(torch.arange(12) % 3 == 1, (drawn + 1) % 13, TO_DRAW)
+    completed = draw(dalle, known=scattered)
+    assert torch.equal(completed[:, 1::3], scattered[:, 1::3])
+    assert torch.equal(completed, draw(dalle, known=scattered, use_cache=False))
+    assert torch.equal(draw(dalle, known=drawn), drawn)
+
+
+def test_the_likelihood_of_a_picture_is_that_of_its_tokens_one_after_the_other(dalle: Dalle) -> None:
+    tokens = draw(dalle)
+    _, logits = dalle.logits(dalle.number_padding(TEXTS), tokens)
+    wanted = [[float(logits[row, i].detach().log_softmax(-1)[tokens[row, i]]) for i in range(12)] for row in range(3)]
+    got = log_likelihood(dalle, TEXTS, tokens)
+    torch.testing.assert_close(got, torch.tensor(wanted).mean(dim=1), rtol=1e-5, atol=1e-5)
+
+
+def test_a_step_costs_the_same_attention_however_many_image_tokens_there_are() -> None:
+    def keys_read(side: int) -> int:
+        layout = Layout(9, side, side)
+        return max(len(Pattern(kind, layout).keys(layout.sequence_len - 1)) for kind in ("axial_row", "axial_col"))
+
+    assert [keys_read(side) for side in (4, 16, 32)] == [9 + 4, 9 + 16, 9 + 32]
 
 
 @pytest.mark.parametrize("prefilled", [1, 6, 10])
@@ -52,9 +104,9 @@ def test_logits_of_prefill_and_single_steps_equal_those_of_training(dalle: Dalle
     text, image_tokens = dalle.number_padding(TEXTS), torch.randint(13, (3, 12))
     x = torch.cat((dalle.embed_text(text), dalle.embed_image(image_tokens[:, :-1])), dim=1)
     caches = dalle.new_caches()
-    parts = [dalle.prefill(x[:, :prefilled], caches)]
+    parts = [dalle.run(x[:, :prefilled], caches)]
     for position in range(prefilled, x.shape[1]):
-        parts.append(dalle.decode(x[:, position : position + 1], position, caches))
+        parts.append(dalle.run(x[:, position : position + 1], caches, position))
     out = torch.cat(parts, dim=1)
     logits = (dalle.text_logits(out[:, :5]), dalle.image_logits(out[:, 5:]))
     torch.testing.assert_close(logits, dalle.logits(text, image_tokens))
@@ -90,9 +142,11 @@ def test_a_seed_s_numbers_do_not_depend_on_the_other_seeds() -> None:
 
 
 @pytest.mark.parametrize("share, kept", [(0.0, 16), (0.25, 12), (0.5, 8), (0.9375, 1), (1.0, 1)])
-def test_top_k_drops_the_stated_share_the_least_first(share: float, kept: int) -> None:
+@pytest.mark.parametrize("not_drawn", [0, 48])
+def test_top_k_drops_the_stated_share_of_all_tokens_the_least_first(share: float, kept: int, not_drawn: int) -> None:
     logits = torch.randn(3, 16)
-    filtered = filter_top_k(logits, share)
+    kept = min(kept * (16 + not_drawn) // 16, 16) if share < 1 else 1
+    filtered = filter_top_k(logits, share, 16 + not_drawn)
     ranks = logits.argsort(descending=True).argsort()
     assert torch.equal(filtered, torch.where(ranks < kept, logits, -torch.inf))
 
@@ -126,7 +180,7 @@ SHARES = torch.tensor([0.05, 0.3, 0.0, 0.1, 0.2, 0.35])
 )
 def test_tokens_are_drawn_as_often_as_their_probability_says(sampling: SamplingOptions, wanted: Tensor) -> None:
     draws = 20_000
-    tokens = draw_token(SHARES.log().expand(draws, -1), uniform_numbers([1], draws)[0], sampling)
+    tokens = draw_token(SHARES.log().expand(draws, -1), uniform_numbers([1], draws)[0], sampling, 6)
     counts, expected = tokens.bincount(minlength=6), draws * wanted / wanted.sum()
     possible = expected > 0
     assert not counts[~possible].any()
@@ -141,7 +195,7 @@ def test_a_token_without_probability_is_never_drawn(uniform: float, size: int) -
     logits[torch.rand(logits.shape) < 0.6] = -torch.inf
     logits[:, 0] = logits[:, -1] = -torch.inf
     logits[:, size // 2] = 0
-    tokens = draw_token(logits, torch.full((200,), uniform), PLAIN)
+    tokens = draw_token(logits, torch.full((200,), uniform), PLAIN, size)
     assert logits.gather(1, tokens[:, None]).isfinite().all()
 
 
@@ -152,7 +206,7 @@ def completed(dalle: Dalle, text: Tensor, uniform: Tensor) -> Tensor:
     tokens[:, : text.shape[1]] = text
     for index in range(text.shape[1], dalle.text_seq_len):
         logits, _ = dalle.logits(tokens, no_picture)
-        tokens[:, index] = draw_token(logits[:, index], uniform[:, index], PLAIN)
+        tokens[:, index] = draw_token(logits[:, index], uniform[:, index], PLAIN, 0)
     for index, token in enumerate(tokens[0].tolist()):
         if token == 0 or token >= dalle.padding_start:
             tokens[:, index:] = 0
