@@ -114,6 +114,33 @@ class DiscreteVAEOptions(Options):
 
 
 @dataclasses.dataclass(frozen=True)
+class ClipOptions(Options):
+    """CLIP; names and meanings are those of DALLE-pytorch's class."""
+
+    dim_text: int = option(512, "width of the text encoder", minimum=1)
+    dim_image: int = option(512, "width of the image encoder", minimum=1)
+    dim_latent: int = option(512, "width of the vectors that texts and pictures become", minimum=1)
+    text_enc_depth: int = option(6, "layers of the text encoder", minimum=1)
+    text_seq_len: int = option(256, "text tokens of a sample", minimum=1)
+    text_heads: int = option(8, "heads of the text encoder", minimum=1)
+    visual_enc_depth: int = option(6, "layers of the image encoder", minimum=1)
+    visual_heads: int = option(8, "heads of the image encoder", minimum=1)
+    visual_image_size: int = option(
+        256, "side of the pictures in pixels; a multiple of visual_patch_size", minimum=1, aliases=("image_size",)
+    )
+    visual_patch_size: int = option(32, "side of a patch in pixels", minimum=1)
+    channels: int = option(3, "channels of a picture", minimum=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.visual_image_size % self.visual_patch_size:
+            raise OptionError(
+                f"visual_image_size={self.visual_image_size} is not a multiple of "
+                f"visual_patch_size={self.visual_patch_size}; make it one"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class TokenizerOptions(Options):
     """What turns text and pictures into tokens."""
 
