@@ -27,7 +27,7 @@ class LogOptions(Options):
     )
     keep_n_checkpoints: int = option(0, "how many checkpoints to keep, the newest (0: all)", minimum=0)
     resume: bool = option(False, "go on from the newest whole checkpoint in checkpoint_output_dir, if there is one")
-    pretrained_checkpoint: Optional[str] = option(None, "go on from this checkpoint")
+    pretrained_checkpoint: Optional[str] = option(None, "go on from this checkpoint", aliases=("dalle_path",))
     log_steps: int = option(1, "optimizer steps between log lines", minimum=1)
     validation_steps: int = option(0, "optimizer steps between validations (0: at the end of every epoch)", minimum=0)
     validation_samples: int = option(1024, "samples of a validation (0: none)", minimum=0)
@@ -36,6 +36,7 @@ class LogOptions(Options):
     wandb: bool = option(False, "track the run with Weights & Biases")
     wandb_project_name: str = option("miniDALL-E", "its project there", aliases=("wandb_name",))
     wandb_run_name: Optional[str] = option(None, "its name there")
+    wandb_entity: Optional[str] = option(None, "the user or team that the project belongs to (none: your default)")
     tensorboard: bool = option(False, "track the run with TensorBoard, in output_dir")
 
     @property
@@ -66,8 +67,8 @@ class WandbTracker:
         wandb = _import("wandb", "wandb", "--wandb")
         mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
         self.run = wandb.init(
-            project=options.wandb_project_name, name=options.wandb_run_name, config=config, mode=mode,
-            dir=options.output_dir,
+            project=options.wandb_project_name, name=options.wandb_run_name, entity=options.wandb_entity,
+            config=config, mode=mode, dir=options.output_dir,
         )  # fmt: skip
         self.image = wandb.Image
 

@@ -33,9 +33,12 @@ class AxialPositionEmbedding(nn.Module):
         self.row = nn.Parameter(torch.zeros(rows, 1, hidden_size))
         self.column = nn.Parameter(torch.zeros(1, columns, hidden_size))
 
-    def forward(self) -> Tensor:
-        """All positions in reading order, (I, D)."""
-        return (self.row + self.column).flatten(0, 1)
+    def forward(self, start: int, count: int) -> Tensor:
+        """`count` pixels from the `start`-th on, in reading order: (count, D)."""
+        if count == 1:  # as in drawing: no table of the others
+            row, column = divmod(start, self.column.shape[1])
+            return self.row[row] + self.column[:, column]
+        return (self.row + self.column).flatten(0, 1)[start : start + count]
 
 
 class Dalle(nn.Module):
@@ -152,9 +155,7 @@ class Dalle(nn.Module):
             x = F.embedding(image_tokens, self.to_logits.weight[self.text_vocab_size :])
         else:
             x = self.image_embedding(image_tokens)
-        if self.options.rotary_emb:
-            return x
-        return x + self.image_position()[start : start + image_tokens.shape[1]]
+        return x if self.options.rotary_emb else x + self.image_position(start, image_tokens.shape[1])
 
     def text_logits(self, x: Tensor) -> Tensor:
         """(B, n, D) to (B, n, V text)."""

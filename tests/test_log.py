@@ -101,10 +101,11 @@ def use_all_of(account: Log) -> None:
 
 
 def test_wandb_gets_options_scalars_and_pictures(tmp_path: Path, wandb: Any) -> None:
-    options = LogOptions(output_dir=str(tmp_path), wandb=True, wandb_run_name="first")
+    options = LogOptions(output_dir=str(tmp_path), wandb=True, wandb_run_name="first", wandb_entity="team")
     use_all_of(Log(options, {"batch_size": 4}))
     assert wandb.started["config"] == {"batch_size": 4}
     assert (wandb.started["project"], wandb.started["name"]) == ("miniDALL-E", "first")
+    assert wandb.started["entity"] == "team"
     assert wandb.run.calls == [
         ("log", {"train/loss": 2.5}, 3),
         ("log", {"samples": "image step_3.png"}, 3),

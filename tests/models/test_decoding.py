@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict, List, Tuple
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.dalle import Dalle
 from models.decoding import (
@@ -21,7 +22,6 @@ from models.decoding import (
     uniform_numbers,
 )
 from models.options import ATTENTION_TYPES
-from models.patterns import Layout, Pattern
 from tests.models.conftest import VARIANTS
 
 PLAIN, GUIDED = SamplingOptions(top_k=0), SamplingOptions(top_k=0, cond_scale=3)
@@ -91,12 +91,42 @@ def test_the_likelihood_of_a_picture_is_that_of_its_tokens_one_after_the_other(d
     torch.testing.assert_close(got, torch.tensor(wanted).mean(dim=1), rtol=1e-5, atol=1e-5)
 
 
-def test_a_step_costs_the_same_attention_however_many_image_tokens_there_are() -> None:
-    def keys_read(side: int) -> int:
-        layout = Layout(9, side, side)
-        return max(len(Pattern(kind, layout).keys(layout.sequence_len - 1)) for kind in ("axial_row", "axial_col"))
+class Work(TorchDispatchMode):
+    """Counts the numbers that operations read and write; choosing a part of a tensor reads none but the part."""
 
-    assert [keys_read(side) for side in (4, 16, 32)] == [9 + 4, 9 + 16, 9 + 32]
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        read = [a for a in args if isinstance(a, Tensor)]
+        written = [t for t in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(t, Tensor)]
+        places = {tensor.untyped_storage().data_ptr() for tensor in read}
+        if any(t.untyped_storage().data_ptr() not in places for t in written):
+            chooses = function.overloadpacket in (torch.ops.aten.index_select, torch.ops.aten.embedding)
+            self.numbers += sum(t.numel() for t in (written if chooses else [*read, *written]))
+        return out
+
+
+@pytest.mark.parametrize("kind, grids", [("axial_row", [(4, 4), (40, 4)]), ("axial_col", [(4, 4), (4, 40)])])
+def test_a_cached_step_of_an_axial_layer_costs_the_same_however_many_image_tokens_there_are(
+    make_dalle: Callable[..., Dalle], kind: str, grids: List[Tuple[int, int]]
+) -> None:
+    def step_work(grid: Tuple[int, int], kind: str) -> int:
+        dalle = make_dalle(grid, attn_types=kind)
+        caches, last = dalle.new_caches(), dalle.layout.image_len - 2
+        codes = torch.zeros(1, last, dtype=torch.int64)
+        with torch.no_grad():
+            dalle.run(torch.cat((dalle.embed_text(TEXTS[:1]), dalle.embed_image(codes)), dim=1), caches)
+            for index in (last, last - 1):  # the first call makes tables
+                with Work() as work:
+                    x = dalle.run(dalle.embed_image(codes[:, :1], start=index), caches, dalle.layout.text_len + index)
+                    dalle.image_logits(x)
+        return work.numbers
+
+    assert step_work(grids[0], kind) == step_work(grids[1], kind) > 0
+    assert step_work(grids[0], "full") < step_work(grids[1], "full")
 
 
 @pytest.mark.parametrize("prefilled", [1, 6, 10])
