@@ -2,17 +2,19 @@
 # make test       the test suite
 # make check      formatting, lint, types and the test suite
 # make test-sdk   the test suite on what Graphcore's SDK brings: make test-sdk PYTHON=python3.8
+# make test-peers our models beside the programs they replace, with copied weights
 # Each makes the environment it needs if there is none.
 PYTHON ?= python3
 VENV ?= .venv
 SDK_VENV ?= .venv-sdk
+PEERS_VENV ?= .venv-peers
 BIN := $(VENV)/bin
 JOBS ?= 2
 DEMO := output/demo
 # Threads that wait asleep: spinning ones bring a busy machine to a halt.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test check lint format test-sdk clean
+.PHONY: demo test check lint format test-sdk test-peers clean
 
 demo: $(VENV)/core
 	$(BIN)/python -m data.demo --out-dir $(DEMO)/scenes
@@ -39,6 +41,9 @@ format: $(VENV)/dev
 test-sdk: $(SDK_VENV)/sdk
 	$(SDK_VENV)/bin/python -m pytest -q -n $(JOBS)
 
+test-peers: $(PEERS_VENV)/peers
+	$(PEERS_VENV)/bin/python -m pytest -q tests/peers/compare_*.py
+
 $(VENV)/core: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
@@ -51,8 +56,16 @@ $(VENV)/dev: requirements-dev.txt $(VENV)/core
 $(SDK_VENV)/sdk: requirements.txt
 	$(PYTHON) -m venv $(SDK_VENV)
 	$(SDK_VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.0.1 torchvision==0.15.2 \
-		-r requirements.txt pytest pytest-xdist
+		-r requirements.txt pytest pytest-xdist 'webdataset>=0.2.48'
+	touch $@
+
+$(PEERS_VENV)/peers: requirements.txt requirements-peers.txt
+	$(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt pytest \
+		'cython<3' 'setuptools<81' wheel ftfy regex 'transformers<5'
+	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+		-r requirements-peers.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(SDK_VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(SDK_VENV) $(PEERS_VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache

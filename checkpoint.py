@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from bpe.tokenizer import Tokenizer, tokenizer_from_json
 from models.build import build_image_tokenizer, describe_image_tokenizer
+from models.clip import Clip
 from models.dalle import Dalle
 from models.image_tokenizer import ImageTokenizer, TextToImage
-from models.options import TransformerOptions
+from models.options import ClipOptions, TransformerOptions
 from options import Options, UserError, plain_values
 
 _log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class CheckpointFolder:
 
     Args:
         folder: where they lie; created at the first save.
-        kind: what they hold, "dalle" or "vae"; files are named `<kind>_<step>.pt`.
+        kind: what they hold, "dalle", "vae" or "clip"; files are named `<kind>_<step>.pt`.
         keep: how many to keep, the newest; 0 keeps all.
     """
 
@@ -191,6 +192,24 @@ def load_vae(path: str) -> ImageTokenizer:
     vae = build_image_tokenizer(state["image_tokenizer"])
     vae.load_state_dict(inference_weights(state))
     return vae.eval()
+
+
+def describe_clip(clip: Clip, tokenizer: Tokenizer) -> Dict[str, Any]:
+    """What a checkpoint of kind "clip" says beside the weights: enough to build the model and to read text."""
+    return {
+        "clip": plain_values(clip.options),
+        "tokenizer": tokenizer.to_json(),
+        "tokenizer_identity": tokenizer.identity,
+    }
+
+
+def load_clip(path: str) -> Tuple[Clip, Tokenizer]:
+    """The CLIP of a checkpoint, in evaluation mode, and its text tokenizer. Errors as `find_checkpoint`."""
+    _, state = find_checkpoint(path, "clip")
+    tokenizer = tokenizer_from_json(state["tokenizer"])
+    clip = Clip(ClipOptions(**state["clip"]), tokenizer.vocab_size)
+    clip.load_state_dict(inference_weights(state))
+    return clip.eval(), tokenizer
 
 
 def describe_text_to_image(model: TextToImage, options: Dict[str, Any], tokenizer: Tokenizer) -> Dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, List, Optional, Sequence
+from typing import Any, List, NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,13 @@ from models.image_tokenizer import TextToImage
 from options import UserError
 
 _TEXT_SEED = 1 << 32  # keeps the numbers that complete a text apart from those that draw its picture
+
+
+class Drawn(NamedTuple):
+    """Pictures (n, C, H, W) in 0..1, and the image tokens (n, I) that they were decoded from; on the CPU."""
+
+    pictures: Tensor
+    tokens: Tensor
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, text_seq_len: int) -> Tensor:
@@ -36,7 +43,8 @@ def draw_pictures(
     sampling: SamplingOptions,
     batch_size: int,
     progress: Optional[Any] = None,
-) -> Tensor:
+    known: Optional[Tensor] = None,
+) -> Drawn:
     """Draw one picture a prompt.
 
     Args:
@@ -47,20 +55,20 @@ def draw_pictures(
         sampling: how tokens are drawn.
         batch_size: pictures drawn at once.
         progress: called with the number of pictures after each batch.
-
-    Returns:
-        (n, C, H, W) in 0..1, on the CPU.
+        known: image tokens (I,) that every picture shares, `TO_DRAW` where they differ; see `priming.py`.
     """
-    device, drawn = next(model.parameters()).device, []
+    device, pictures, codes = next(model.parameters()).device, [], []
     for start in range(0, len(prompts), batch_size):
         chosen = slice(start, start + batch_size)
         text = _pad([encode_prompt(tokenizer, p, model.dalle.text_seq_len) for p in prompts[chosen]], model)
         uniform = uniform_numbers(list(seeds[chosen]), model.dalle.layout.image_len)
-        tokens = draw_image_tokens(model.dalle, text.to(device), uniform, sampling)
-        drawn.append(model.image_tokenizer.decode(tokens).float().cpu())
+        given = None if known is None else known.to(device).expand(len(text), -1)
+        tokens = draw_image_tokens(model.dalle, text.to(device), uniform, sampling, given)
+        pictures.append(model.image_tokenizer.decode(tokens).float().cpu())
+        codes.append(tokens.cpu())
         if progress:
             progress(len(text))
-    return torch.cat(drawn)
+    return Drawn(torch.cat(pictures), torch.cat(codes))
 
 
 def complete_prompt(

@@ -18,17 +18,20 @@ from torch.utils.data import DataLoader, Subset
 from args import read_settings, run_command
 from bpe.tokenizer import Tokenizer
 from data.captions import CaptionTable
-from data.dataset import TextImageDataset
+from data.dataset import PictureReader, SampleDataset, TextImageDataset
 from data.judge import judge
 from data.options import DataOptions
 from data.pairs import open_pairs
 from data.report import DataReport
 from data.scenes import Scene, parse_caption
+from data.shard_samples import CaptionReader, SampleReader
+from data.shards import open_validation_shards
 from drawing import draw_pictures
-from generate import open_model
 from metrics import Mean
 from models.decoding import SamplingOptions
 from models.image_tokenizer import TextToImage
+from models.options import TokenizerOptions
+from opening import open_text_to_image
 from options import OptionError, Options, UserError, option
 from pictures import labelled_grid, save_image, to_images
 
@@ -49,22 +52,36 @@ class EvaluateOptions(Options):
     device: str = option("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
 
 
-GROUPS = (EvaluateOptions, SamplingOptions, DataOptions)
+GROUPS = (EvaluateOptions, SamplingOptions, DataOptions, TokenizerOptions)
+
+
+def open_dataset(
+    model: TextToImage, tokenizer: Tokenizer, data: DataOptions, options: EvaluateOptions, report: DataReport
+) -> SampleDataset:
+    """The validation split of a dataset, or all of it where there is no split; shards likewise."""
+    size, text_len = model.image_tokenizer.image_size, model.dalle.text_seq_len
+    if data.wds:
+        texts = CaptionReader(tokenizer, text_len, report, data.truncate_captions)
+        named = dataclasses.replace(data, validation_folder=data.validation_folder or data.input_folder)
+        reader = SampleReader(PictureReader(data, size, report, augment=False), texts)
+        shards = open_validation_shards(named, reader, report, None, options.num_samples)
+        assert shards is not None, "the command asks for a folder before it computes losses"
+        return shards
+    pairs = open_pairs(data, "validation", report) or open_pairs(data, "train", report)
+    captions = CaptionTable(pairs, tokenizer, text_len, report, data.truncate_captions)
+    return TextImageDataset(pairs, captions, data, size, report, options.seed, augment=False)
 
 
 def compute_losses(model: TextToImage, tokenizer: Tokenizer, data: DataOptions, options: EvaluateOptions) -> str:
     """The mean losses over the validation split of a dataset, or over all of it where there is no split; as a line."""
     report = DataReport()
-    pairs = open_pairs(data, "validation", report) or open_pairs(data, "train", report)
-    captions = CaptionTable(pairs, tokenizer, model.dalle.text_seq_len, report, data.truncate_captions)
-    size = model.image_tokenizer.image_size
-    dataset = TextImageDataset(pairs, captions, data, size, report, options.seed, augment=False)
+    dataset = open_dataset(model, tokenizer, data, options, report)
     chosen = Subset(dataset, range(min(len(dataset), options.num_samples)))
     mean, device = Mean(), next(model.parameters()).device
     for text, images in DataLoader(chosen, options.batch_size, num_workers=data.dataloader_workers):
         with torch.no_grad():
             mean.add(torch.stack(model(text.to(device), images.to(device))).float(), weight=len(text))
-    report.check(len(pairs) + len(report.skipped), data.max_bad_share)
+    report.check(len(dataset) + len(report.skipped), data.max_bad_share)
     loss, text_loss, image_loss = mean.value().tolist()
     return f"validation on {len(chosen)} samples: loss {loss:.4f} text {text_loss:.4f} image {image_loss:.4f}"
 
@@ -109,7 +126,8 @@ def judge_prompts(
     scenes = read_scenes(options.prompts, options.num_prompts)
     prompts, wanted = [prompt for prompt, _ in scenes], [scene for _, scene in scenes]
     seeds = list(range(options.seed, options.seed + len(prompts)))
-    images = to_images(draw_pictures(model, tokenizer, prompts, seeds, sampling, options.batch_size))
+    drawn = draw_pictures(model, tokenizer, prompts, seeds, sampling, options.batch_size)
+    images = to_images(drawn.pictures)
     seen = [judge(image) for image in images]
     verdicts = [want == saw for want, saw in zip(wanted, seen)]
     grid = Path(options.outputs_dir) / "held_out.png"
@@ -129,7 +147,7 @@ def main() -> None:
     has_data = data.input_folder or data.validation_folder
     if not options.prompts and not has_data:
         raise OptionError("nothing to measure: give --prompts FILE, --input-folder DATASET, or both")
-    model, tokenizer = open_model(options.dalle_path, None, options.device)
+    model, tokenizer = open_text_to_image(options.dalle_path, settings[TokenizerOptions], options.device)
     if has_data:
         print(compute_losses(model, tokenizer, data, options), flush=True)
     if options.prompts:

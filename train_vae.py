@@ -12,11 +12,8 @@ from torch.utils.data import Dataset
 
 from args import Settings, read_settings, run_command
 from checkpoint import check_same_model, describe_vae
-from data.dataset import ImageDataset
-from data.generated import GeneratedImages
+from data.datasets import as_stored
 from data.options import DataOptions
-from data.pairs import open_images
-from data.report import DataReport
 from engines import open_engine
 from engines.options import IpuOptions, TrainingOptions
 from log import LogOptions, set_up_logging
@@ -27,7 +24,7 @@ from models.options import DiscreteVAEOptions
 from models.vae import DiscreteVAE
 from options import Options, option
 from pictures import labelled_grid, to_images
-from training import Trainer, open_report, open_state
+from training import Trainer, dataset_opener, open_report, open_state
 
 _PICTURES = 256  # to begin codes from
 _SAMPLES = 8
@@ -112,22 +109,12 @@ class VaeTask:
         pictures = self.samples.to(self.vae.codebook.weight.device)
         rebuilt = self.vae.decode(self.vae.encode(pictures))
         labels = ["picture"] * len(pictures) + ["rebuilt"] * len(pictures)
-        return labelled_grid(to_images(pictures) + to_images(rebuilt), labels, columns=len(pictures))
-
-
-def open_datasets(settings: Settings, report: DataReport) -> Tuple[Dataset[Any], Optional[Dataset[Any]]]:
-    """The pictures to train on and to validate with."""
-    data, training, size = settings[DataOptions], settings[TrainingOptions], settings[DiscreteVAEOptions].image_size
-    if data.generated_data:
-        return GeneratedImages(16 * training.global_batch, size, data.byteio, training.random_seed), None
-    train = ImageDataset(open_images(data, "train", report), data, size, report, training.random_seed)
-    held_out = open_images(data, "validation", report)
-    validation = ImageDataset(held_out, data, size, report, augment=False) if held_out else None
-    return train, validation
+        return labelled_grid(to_images(as_unit_range(pictures)) + to_images(rebuilt), labels, columns=len(pictures))
 
 
 def pick(dataset: Dataset[Any], count: int) -> Tensor:
-    """At most `count` pictures (n, C, H, W), spread evenly over the dataset."""
+    """At most `count` pictures (n, C, H, W), spread evenly over the dataset; of a stream, the first ones."""
+    dataset = as_stored(dataset, count)
     step = max(len(dataset) // count, 1)  # type: ignore[arg-type]
     return torch.stack([dataset[index] for index in range(0, len(dataset), step)][:count])  # type: ignore[arg-type]
 
@@ -165,13 +152,15 @@ def main() -> None:
     if state:
         check_same_model(settings[DiscreteVAEOptions], state["image_tokenizer"]["arguments"])
     report = open_report(logs)
-    dataset, validation = open_datasets(settings, report)
+    opener = dataset_opener(data, training, logs, report)
+    options = settings[DiscreteVAEOptions]
+    dataset, validation, _ = opener.pictures(options.image_size, options.channels)
     report.check(len(dataset) + len(report.skipped), data.max_bad_share)  # type: ignore[arg-type]
     torch.manual_seed(training.random_seed)
     pictures = pick(dataset, _PICTURES)
     vae = make_vae(settings, pictures, state)
     samples = pick(validation or dataset, _SAMPLES)
-    task = VaeTask(vae, settings[DiscreteVAEOptions], settings[CodebookOptions], pictures, samples)
+    task = VaeTask(vae, options, settings[CodebookOptions], pictures, samples)
     engine = open_engine(vae, training, IpuOptions(), data.dataloader_workers)
     Trainer(
         engine, task, dataset, validation, report, training, data, logs, settings.as_dict(), state

@@ -8,7 +8,7 @@ import signal
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Protocol, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Protocol, Tuple
 
 import torch
 from PIL import Image
@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import Dataset, Subset
 
 from checkpoint import CheckpointFolder, find_checkpoint
+from data.datasets import DatasetOpener
 from data.options import DataOptions
 from data.report import DataReport
 from engines.base import Engine, as_inputs
@@ -26,6 +27,8 @@ from metrics import Mean
 from optim import Schedule
 from options import UserError
 from pictures import save_image
+
+_GENERATED_STEPS = 16  # of an epoch of generated data
 
 
 class TrainingError(UserError):
@@ -256,6 +259,8 @@ class Trainer:
 
     def _load(self, state: Mapping[str, Any]) -> None:
         self.engine.load_state_dict(dict(state))
+        if state["optimizer"] is None:  # weights alone, from another program: training begins anew
+            return
         self.schedule.load_state_dict(state["schedule"])
         self.epoch_loss.load_state_dict(state["epoch_loss"])
         self.step, self.samples = state["step"], state["samples"]
@@ -283,15 +288,22 @@ def open_report(logs: LogOptions) -> DataReport:
     return DataReport(path)
 
 
-def open_state(logs: LogOptions, kind: str) -> Optional[Dict[str, Any]]:
+def open_state(
+    logs: LogOptions, kind: str, find: Callable[[str, str], Tuple[Path, Dict[str, Any]]] = find_checkpoint
+) -> Optional[Dict[str, Any]]:
     """The checkpoint that the options ask to go on from, if any.
+
+    Args:
+        logs: the options.
+        kind: of the checkpoint.
+        find: reads `pretrained_checkpoint`.
 
     Raises:
         CheckpointError: it cannot be read.
         TrainingError: a fresh run would mix its checkpoints with those of an earlier one.
     """
     if logs.pretrained_checkpoint:
-        path, state = find_checkpoint(logs.pretrained_checkpoint, kind)
+        path, state = find(logs.pretrained_checkpoint, kind)
     else:
         folder = CheckpointFolder(logs.checkpoint_folder, kind) if logs.checkpoint_folder else None
         files = folder.files() if folder else []
@@ -307,6 +319,12 @@ def open_state(logs: LogOptions, kind: str) -> Optional[Dict[str, Any]]:
         path, state = newest
     print(f"going on from {path}, step {state['step']}", flush=True)
     return state
+
+
+def dataset_opener(data: DataOptions, training: TrainingOptions, logs: LogOptions, report: DataReport) -> DatasetOpener:
+    """What opens the datasets of a run."""
+    generated = _GENERATED_STEPS * training.global_batch
+    return DatasetOpener(data, report, training.random_seed, Path(logs.output_dir), logs.validation_samples, generated)
 
 
 def _first(dataset: Optional[Dataset[Any]], count: int) -> Optional[Dataset[Any]]:

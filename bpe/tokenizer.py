@@ -16,6 +16,9 @@ from typing import List, Optional, Sequence
 
 import tokenizers
 
+from bpe import chinese as chinese_vocabulary
+from bpe import youtokentome
+from bpe.clip import ClipVocabulary
 from options import OptionError
 
 # Threads of `tokenizers` do not survive a fork: a data worker would hang in encode_batch, or print a warning if nothing
@@ -59,7 +62,10 @@ class Tokenizer(abc.ABC):
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A vocabulary in the JSON of Hugging Face `tokenizers`, such as `python -m bpe.train` makes."""
+    """A vocabulary in the JSON of Hugging Face `tokenizers`, such as `python -m bpe.train` makes.
+
+    Other kinds of vocabulary files become such a JSON when they are read: `bpe/youtokentome.py`, `bpe/chinese.py`.
+    """
 
     def __init__(self, text: str) -> None:
         """Read the JSON in `text`.
@@ -122,47 +128,47 @@ class ClipTokenizer(Tokenizer):
         Raises:
             OptionError: `open_clip` is not installed.
         """
-        try:
-            from open_clip.tokenizer import SimpleTokenizer
-        except ImportError as error:
-            raise OptionError(
-                f"bpe_path=None stands for CLIP's vocabulary, which is not here ({error}); "
-                "pip install open_clip_torch, or give another vocabulary with --bpe-path"
-            ) from None
-        self._tokenizer = SimpleTokenizer()
-        self.vocab_size = self._tokenizer.vocab_size
+        self._vocabulary = ClipVocabulary()
+        self.vocab_size = self._vocabulary.size
         self.identity = _digest(_CLIP)
 
     def encode(self, text: str) -> List[int]:
         """Ids of a text, lower-cased and cleaned as CLIP does."""
-        return self._words(self._tokenizer.encode(text))
+        return self._words(self._vocabulary.encode(text))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, words and punctuation marks parted by spaces."""
-        text: str = self._tokenizer.decode(self._words(ids))
-        return text.strip()
+        return self._vocabulary.decode(self._words(ids))
 
     def to_json(self) -> str:
         """The vocabulary's name alone."""
         return _CLIP
 
 
-def load_tokenizer(bpe_path: Optional[str]) -> Tokenizer:
-    """Open the vocabulary file `bpe_path`; without one, CLIP's vocabulary.
+def load_tokenizer(bpe_path: Optional[str], chinese: bool = False, hug: bool = False) -> Tokenizer:
+    """Open the vocabulary file `bpe_path`; without one, a vocabulary that has a name.
+
+    Args:
+        bpe_path: a Hugging Face tokenizer JSON or a YouTokenToMe model, told apart by what they hold.
+        chinese: the file is BERT's Chinese vocabulary; without a file that vocabulary is fetched, not CLIP's opened.
+        hug: the file has to be a Hugging Face tokenizer JSON.
 
     Raises:
-        OptionError: the file is absent or unusable, or CLIP's vocabulary is not installed.
+        OptionError: the file is absent or unusable, or the named vocabulary cannot be had.
     """
     if bpe_path is None:
-        return ClipTokenizer()
+        if hug:
+            raise OptionError("hug=True asks for a Hugging Face tokenizer JSON; give one with --bpe-path")
+        return HuggingFaceTokenizer(chinese_vocabulary.fetch()) if chinese else ClipTokenizer()
     try:
         text = Path(bpe_path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(
-            f"bpe_path={bpe_path} cannot be read ({error}); give a tokenizer JSON, such as python -m bpe.train makes"
+            f"bpe_path={bpe_path} cannot be read ({error}); give a tokenizer JSON, such as python -m bpe.train makes, "
+            "or a YouTokenToMe model"
         ) from None
     try:
-        return HuggingFaceTokenizer(text)
+        return HuggingFaceTokenizer(_as_tokenizer_json(text, chinese, hug))
     except ValueError as error:
         raise OptionError(f"bpe_path={bpe_path} {error}") from None
 
@@ -174,6 +180,21 @@ def tokenizer_from_json(text: str) -> Tokenizer:
         ValueError: `text` comes from elsewhere and is no tokenizer JSON.
     """
     return ClipTokenizer() if text == _CLIP else HuggingFaceTokenizer(text)
+
+
+def _as_tokenizer_json(text: str, chinese: bool, hug: bool) -> str:
+    """What a vocabulary file holds, as the JSON of Hugging Face `tokenizers`."""
+    if text.lstrip().startswith("{"):
+        return text
+    if hug:
+        raise ValueError(
+            "is no JSON, but hug=True asks for a Hugging Face tokenizer JSON; give one, or leave --hug out"
+        )
+    if chinese:
+        return chinese_vocabulary.as_tokenizer_json(text)
+    if chinese_vocabulary.is_vocabulary(text):
+        raise ValueError("is a vocabulary of BERT; add --chinese to read it as bert-base-chinese's")
+    return youtokentome.as_tokenizer_json(text) if youtokentome.is_model(text) else text
 
 
 def _digest(text: str) -> str:

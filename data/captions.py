@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Iterator, List, NamedTuple, Protocol, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from data.report import DataError, DataReport
+from data.report import DataError, DataReport, PathLike
 
 # A zero-width space parts words, as control characters do; the other invisible ones (joiners, marks of direction, soft
 # hyphens, byte-order marks, lone surrogates) stand inside words.
@@ -100,16 +101,25 @@ class CaptionTable:
         return text
 
     def _fitted(self, pair: Pair, ids: List[int]) -> List[int]:
-        if len(ids) <= self.text_seq_len:
-            return ids
-        if not self._truncate:
-            raise DataError(
-                f"a caption of {pair.image} has {len(ids)} tokens, text_seq_len={self.text_seq_len}; cut such captions "
-                "with --truncate-captions, or raise text_seq_len"
-            )
-        self.cut += 1
-        self._report.note("image with a caption cut to text_seq_len", path=pair.image)
-        return ids[: self.text_seq_len]
+        self.cut += len(ids) > self.text_seq_len
+        return fitted(ids, self.text_seq_len, pair.image, self._report, self._truncate)
+
+
+def fitted(ids: List[int], text_seq_len: int, image: PathLike, report: DataReport, truncate: bool) -> List[int]:
+    """The ids of a caption of `image`, cut to `text_seq_len` and noted when there are more.
+
+    Raises:
+        DataError: there are more, and `truncate` is off.
+    """
+    if len(ids) <= text_seq_len:
+        return ids
+    if not truncate:
+        raise DataError(
+            f"a caption of {os.fspath(image)} has {len(ids)} tokens, text_seq_len={text_seq_len}; cut such captions "
+            "with --truncate-captions, or raise text_seq_len"
+        )
+    report.note("image with a caption cut to text_seq_len", path=image)
+    return ids[:text_seq_len]
 
 
 def _encoded(pairs: Sequence[Pair], tokenizer: Tokenizer) -> Iterator[Tuple[List[int], List[List[int]]]]:

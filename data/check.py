@@ -1,4 +1,4 @@
-"""Look a dataset over before training: `python -m data.check DATASET`.
+"""Look a dataset over before training: `python -m data.check DATASET`, or shards: `... SHARDS --wds img,cap`.
 
 Says how many pairs and captions there are, what would be skipped and why, how large the images and how long the
 captions are, and what occurs twice. The exit status is 0 when training would skip nothing, otherwise 1.
@@ -10,18 +10,23 @@ import argparse
 import collections
 import concurrent.futures
 import hashlib
+import io
+import itertools
 import os
 import statistics
 import sys
 from pathlib import Path
 from typing import Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
+from data.archives import Keys, find_shards, parse_keys, read_shard
 from data.captions import Pair, Tokenizer
 from data.images import BadImage, load_image
 from data.options import DataOptions
 from data.pairs import open_pairs
 from data.report import DataReport
+from data.shard_samples import parse_captions
 
+_AT_ONCE = 512  # samples of shards
 _BINS = 10
 _BAR = 40  # characters of the longest bar
 
@@ -34,10 +39,10 @@ class Picture(NamedTuple):
     digest: bytes
 
 
-def inspect_image(path: Path) -> Union[Picture, Tuple[str, str]]:
-    """Decode an image; of an unusable one, return the kind and the detail of what is wrong."""
+def inspect_image(source: Union[Path, bytes]) -> Union[Picture, Tuple[str, str]]:
+    """Decode an image file, or its content; of an unusable one, return the kind and the detail of what is wrong."""
     try:
-        image, _ = load_image(path, DataOptions().min_image_side)
+        image, _ = load_image(io.BytesIO(source) if isinstance(source, bytes) else source, DataOptions().min_image_side)
     except BadImage as bad:
         return bad.kind, bad.detail
     return Picture(image.width, image.height, hashlib.sha256(image.tobytes()).digest())
@@ -53,6 +58,36 @@ def inspect_images(images: Sequence[Path], workers: int, report: DataReport) -> 
             else:
                 report.skip(found[0], path, found[1])
     return pictures
+
+
+def inspect_shards(
+    shards: Sequence[str], keys: Keys, workers: int, report: DataReport
+) -> Tuple[List[Pair], List[Picture]]:
+    """Read all samples of shards, a few at a time; the unusable ones go to `report`.
+
+    Raises:
+        DataError: a shard is refused.
+    """
+    pairs: List[Pair] = []
+    pictures: List[Picture] = []
+    read = ((shard, sample) for shard in shards for sample in read_shard(shard, keys, report.skip))
+    with concurrent.futures.ProcessPoolExecutor(workers) as pool:
+        while True:
+            some = list(itertools.islice(read, _AT_ONCE))
+            if not some:
+                return pairs, pictures
+            found = pool.map(inspect_image, [sample.image.data for _, sample in some], chunksize=16)
+            for (shard, sample), picture in zip(some, found):
+                place = f"{shard}#{sample.image.name}"
+                try:
+                    captions = parse_captions(sample.caption) if sample.caption else []
+                    if not isinstance(picture, Picture):
+                        raise BadImage(*picture)
+                except BadImage as bad:
+                    report.skip(bad.kind, place, bad.detail)
+                    continue
+                pairs.append(Pair(Path(place), tuple(captions)))
+                pictures.append(picture)
 
 
 def describe_pairs(pairs: Sequence[Pair]) -> List[str]:
@@ -100,29 +135,42 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Print the findings; return the exit status."""
     args = _parse(arguments)
     report = DataReport(args.report)
-    options = DataOptions(input_folder=args.dataset, captions_folder=args.captions_folder, annotations=args.annotations)
+    workers = max(args.workers, 1)
     try:
-        pairs = [pair for split in ("train", "validation") for pair in open_pairs(options, split, report)]
+        options = DataOptions(
+            input_folder=args.dataset,
+            captions_folder=args.captions_folder,
+            annotations=args.annotations,
+            wds=args.wds,  # type: ignore[arg-type]
+        )
+        if options.wds:
+            shards = find_shards("dataset", args.dataset)
+            pairs, pictures = inspect_shards(shards, parse_keys(options.wds), workers, report)
+            lines = [f"shards: {len(shards)}"]
+        else:
+            pairs = [pair for split in ("train", "validation") for pair in open_pairs(options, split, report)]
+            pictures, lines = inspect_images([pair.image for pair in pairs], workers, report), []
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
-    lines = describe_pairs(pairs) + describe_pictures(
-        inspect_images([pair.image for pair in pairs], max(args.workers, 1), report)
-    )
-    if args.bpe_path is not None:
+    lines += describe_pairs(pairs) + describe_pictures(pictures)
+    if args.bpe_path is not None or args.chinese:
         from bpe.tokenizer import load_tokenizer
 
-        lines += describe_tokens(pairs, load_tokenizer(args.bpe_path), args.text_seq_len)
+        lines += describe_tokens(pairs, load_tokenizer(args.bpe_path, args.chinese, args.hug), args.text_seq_len)
     print("\n".join([*lines, report.summary() or "nothing would be skipped"]))
     return 1 if report.skipped else 0
 
 
 def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m data.check", description="Look a dataset over before training.")
-    parser.add_argument("dataset", help="folder of images and captions, or one in COCO's layout")
+    parser.add_argument("dataset", help="folder of images and captions, or one in COCO's layout; with --wds, shards")
     parser.add_argument("--captions-folder", help="folder of caption files, when they do not lie with the images")
     parser.add_argument("--annotations", help="COCO caption JSON of the images in the dataset's folder")
+    parser.add_argument("--wds", default="", help="the dataset is shards: keys of image and captions, such as img,cap")
     parser.add_argument("--bpe-path", help="vocabulary; with it, the captions' lengths in tokens are shown")
+    parser.add_argument("--chinese", action="store_true", help="BERT's Chinese vocabulary, from the hub or --bpe-path")
+    parser.add_argument("--hug", action="store_true", help="--bpe-path has to be a Hugging Face tokenizer JSON")
     parser.add_argument("--text-seq-len", type=int, default=80, help="tokens that a caption may have (default 80)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that decode images")
     parser.add_argument("--report", help="JSON-lines file that gets every file that would be skipped")

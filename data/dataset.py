@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 import random
 from pathlib import Path
-from typing import Any, Sequence, Tuple, Union
+from typing import Any, BinaryIO, Sequence, Tuple, Union
 
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.captions import CaptionTable
-from data.images import BadImage, center_square_crop, load_image, random_square_crop, to_tensor
+from data.images import MODES, BadImage, center_square_crop, load_image, random_square_crop, to_tensor
 from data.options import DataOptions
 from data.pairs import Pair
 from data.report import DataError, DataReport
@@ -23,11 +23,94 @@ from data.report import DataError, DataReport
 Key = Union[int, Tuple[int, int]]  # (epoch, index), or an index in epoch 0
 
 
-class ImageDataset(Dataset):  # type: ignore[type-arg]
-    """Pictures alone, for training an image tokenizer. An item is a tensor (C, Y, X).
+class PictureReader:
+    """Makes tensors (C, Y, X) of image files.
 
-    An unusable image is reported, and the next usable one takes its place.
+    Args:
+        options: how they are cropped, and in which type they travel.
+        image_size: pixels of a side of the square that is cut out.
+        report: where converted images are noted.
+        augment: cut a random square; otherwise the largest one in the middle.
+        channels: C: 1 (gray), 3 (RGB) or 4 (RGB with transparency).
     """
+
+    def __init__(
+        self, options: DataOptions, image_size: int, report: DataReport, augment: bool = True, channels: int = 3
+    ) -> None:
+        self.options = options
+        self.image_size = image_size
+        self.report = report
+        self.augment = augment
+        self.mode = MODES[channels]
+        # As many pixels as the smallest crop needs, so that a reduced JPEG is still scaled down, never up.
+        self._enough = math.ceil(image_size / math.sqrt(options.random_resize_crop_lower_ratio))
+
+    def read(self, source: Union[str, BinaryIO], place: str, rng: random.Random) -> Tensor:
+        """The picture of a file, or of a file's content as a stream; `place` is what the report calls it.
+
+        Raises:
+            BadImage: it cannot be used.
+        """
+        image, mode = load_image(source, self.options.min_image_side, self._enough, self.mode)
+        if mode != self.mode:
+            self.report.note(f"image converted from mode {mode}", path=place)
+        return to_tensor(self._crop(image, rng), self.options.byteio)
+
+    def _crop(self, image: Image.Image, rng: random.Random) -> Image.Image:
+        if not self.augment:
+            return center_square_crop(image, self.image_size)
+        return random_square_crop(image, self.image_size, self.options.random_resize_crop_lower_ratio, rng)
+
+
+class SampleDataset(Dataset):  # type: ignore[type-arg]
+    """Samples of pictures. An unusable one is reported, and the next usable one takes its place.
+
+    Args:
+        places: what the report calls each picture.
+        pictures: makes tensors of them.
+        report: where unusable pictures are recorded.
+        seed: of all random choices.
+    """
+
+    def __init__(self, places: Sequence[str], pictures: PictureReader, report: DataReport, seed: int) -> None:
+        self.places = places
+        self.pictures = pictures
+        self.report = report
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """Samples."""
+        return len(self.places)
+
+    def __getitem__(self, key: Key) -> Any:
+        """Return the sample of `(epoch, index)`, or of `index` in epoch 0.
+
+        Raises:
+            DataError: not one image can be used.
+        """
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        total = len(self.places)
+        if not 0 <= index < total:
+            raise IndexError(f"sample {index} of {total}")
+        rng = self._rng(epoch, index)
+        for position in (*range(index, total), *range(index)):
+            try:
+                return self._sample(position, rng)
+            except BadImage as bad:
+                self.report.skip(bad.kind, self.places[position], bad.detail)
+        raise DataError(
+            f"not one of {total} images can be used, such as {self.places[0]}; {self.report.path} has the reasons"
+        )
+
+    def _rng(self, epoch: int, index: int) -> random.Random:
+        return random.Random(f"{self.seed}/{epoch}/{index}")  # a text is seeded through SHA-512, alike everywhere
+
+    def _sample(self, position: int, rng: random.Random) -> Any:
+        raise NotImplementedError
+
+
+class ImageDataset(SampleDataset):
+    """Pictures alone, for training an image tokenizer. An item is a tensor (C, Y, X)."""
 
     def __init__(
         self,
@@ -37,63 +120,17 @@ class ImageDataset(Dataset):  # type: ignore[type-arg]
         report: DataReport,
         seed: int = 0,
         augment: bool = True,
+        channels: int = 3,
     ) -> None:
-        """Give access to `images`.
-
-        Args:
-            images: the files.
-            options: how they are cropped, and in which type they travel.
-            image_size: pixels of a side of the square that is cut out.
-            report: where unusable images are recorded.
-            seed: of all random choices.
-            augment: cut a random square; otherwise the largest one in the middle.
-        """
-        self.images = [str(image) for image in images]  # a fraction of the memory of Path objects
-        self.options = options
-        self.image_size = image_size
-        self.report = report
-        self.seed = seed
-        self.augment = augment
-
-    def __len__(self) -> int:
-        """Images."""
-        return len(self.images)
-
-    def __getitem__(self, key: Key) -> Any:
-        """Return the sample of `(epoch, index)`, or of `index` in epoch 0.
-
-        Raises:
-            DataError: not one image can be used.
-        """
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        rng = random.Random(f"{self.seed}/{epoch}/{index}")  # a text is seeded through SHA-512, alike everywhere
-        for position in (*range(index, len(self)), *range(index)):
-            try:
-                return self._sample(position, rng)
-            except BadImage as bad:
-                self.report.skip(bad.kind, self.images[position], bad.detail)
-        raise DataError(
-            f"not one of {len(self)} images can be used, such as {self.images[0]}; {self.report.path} has the reasons"
-        )
+        """Give access to `images`; the rest is as for `PictureReader` and `SampleDataset`."""
+        places = [str(image) for image in images]  # a fraction of the memory of Path objects
+        super().__init__(places, PictureReader(options, image_size, report, augment, channels), report, seed)
 
     def _sample(self, position: int, rng: random.Random) -> Any:
         return self._image(position, rng)
 
     def _image(self, position: int, rng: random.Random) -> Tensor:
-        path = self.images[position]
-        # As many pixels as the smallest crop needs, so that a reduced JPEG is still scaled down, never up.
-        enough = math.ceil(self.image_size / math.sqrt(self.options.random_resize_crop_lower_ratio))
-        image, mode = load_image(path, self.options.min_image_side, enough)
-        if mode != "RGB":
-            self.report.note(f"image converted from mode {mode}", path=path)
-        return to_tensor(self._crop(image, rng), self.options.byteio)
-
-    def _crop(self, image: Image.Image, rng: random.Random) -> Image.Image:
-        if not self.augment:
-            return center_square_crop(image, self.image_size)
-        return random_square_crop(image, self.image_size, self.options.random_resize_crop_lower_ratio, rng)
+        return self.pictures.read(self.places[position], self.places[position], rng)
 
 
 class TextImageDataset(ImageDataset):
@@ -108,9 +145,10 @@ class TextImageDataset(ImageDataset):
         report: DataReport,
         seed: int = 0,
         augment: bool = True,
+        channels: int = 3,
     ) -> None:
         """Give access to `pairs`, whose tokenised captions are `captions`; the rest is as for `ImageDataset`."""
-        super().__init__([pair.image for pair in pairs], options, image_size, report, seed, augment)
+        super().__init__([pair.image for pair in pairs], options, image_size, report, seed, augment, channels)
         self.captions = captions
 
     def _sample(self, position: int, rng: random.Random) -> Tuple[Tensor, Tensor]:

@@ -14,10 +14,10 @@ from data.dataset import Key
 class GeneratedImages(Dataset):  # type: ignore[type-arg]
     """Random pictures; the one of an index is always the same. An item is as that of `ImageDataset`."""
 
-    def __init__(self, length: int, image_size: int, byteio: bool, seed: int = 0) -> None:
+    def __init__(self, length: int, image_size: int, byteio: bool, seed: int = 0, channels: int = 3) -> None:
         """Stand for `length` pictures of `image_size` pixels a side, as bytes or as float32 in 0..1."""
         self.length = length
-        self.image_size = image_size
+        self.shape = (channels, image_size, image_size)
         self.byteio = byteio
         self.seed = seed
 
@@ -36,8 +36,7 @@ class GeneratedImages(Dataset):  # type: ignore[type-arg]
         return self._image(generator)
 
     def _image(self, generator: torch.Generator) -> Tensor:
-        shape = (3, self.image_size, self.image_size)
-        pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+        pixels = torch.randint(256, self.shape, generator=generator, dtype=torch.uint8)
         return pixels if self.byteio else pixels.float() / 255
 
 
@@ -45,10 +44,17 @@ class GeneratedTextImages(GeneratedImages):
     """Random pictures with random captions. An item is as that of `TextImageDataset`."""
 
     def __init__(
-        self, length: int, text_seq_len: int, vocab_size: int, image_size: int, byteio: bool, seed: int = 0
+        self,
+        length: int,
+        text_seq_len: int,
+        vocab_size: int,
+        image_size: int,
+        byteio: bool,
+        seed: int = 0,
+        channels: int = 3,
     ) -> None:
         """Stand for `length` pictures with captions of 1 to `text_seq_len` ids in 1..vocab_size - 1."""
-        super().__init__(length, image_size, byteio, seed)
+        super().__init__(length, image_size, byteio, seed, channels)
         self.text_seq_len = text_seq_len
         self.vocab_size = vocab_size
 

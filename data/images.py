@@ -1,4 +1,4 @@
-"""Images: any file that Pillow can read becomes an RGB picture, or is refused with a reason."""
+"""Images: any file that Pillow can read becomes an RGB (or gray, or RGBA) picture, or is refused with a reason."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import math
 import random
 import warnings
 from pathlib import Path
-from typing import FrozenSet, List, Optional, Tuple, Union
+from typing import BinaryIO, FrozenSet, List, Optional, Tuple, Union
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name of a picture of so many channels
 EMPTY_FILE = "empty image file"
 
 # Pillow recognises these without being able to decode them, or (EPS) runs another program on them.
@@ -49,13 +50,16 @@ def image_extensions() -> FrozenSet[str]:
     return frozenset(extension for extension, name in Image.registered_extensions().items() if name in formats)
 
 
-def load_image(path: Union[str, Path], min_side: int = 1, enough: Optional[int] = None) -> Tuple[Image.Image, str]:
-    """Read a file as an upright RGB picture; transparent parts turn white, of an animation the first frame counts.
+def load_image(
+    path: Union[str, Path, BinaryIO], min_side: int = 1, enough: Optional[int] = None, mode: str = "RGB"
+) -> Tuple[Image.Image, str]:
+    """Read a file as an upright picture; transparent parts turn white, of an animation the first frame counts.
 
     Args:
-        path: the file.
+        path: the file, or its content as a stream.
         min_side: pixels; a picture with a shorter side is refused.
         enough: pixels; a JPEG may be decoded at a fraction of its size as long as both sides keep this many.
+        mode: of the picture, one of `MODES`; in "RGBA" transparent parts stay so.
 
     Returns:
         The picture, and the mode it was stored in.
@@ -67,21 +71,22 @@ def load_image(path: Union[str, Path], min_side: int = 1, enough: Optional[int] 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata; the size is checked below
             with Image.open(path, formats=image_formats()) as image:
-                mode = image.mode
+                stored = image.mode
                 _check_size(image, min_side)
                 if enough is not None:
                     image.draft(None, (enough, enough))
                 image.load()
                 turn = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
-                rgb = _to_rgb(image)
-                return (rgb if turn is None else rgb.transpose(turn)), mode
+                converted = _convert(image, mode)
+                return (converted if turn is None else converted.transpose(turn)), stored
     except BadImage:
         raise
     except Image.DecompressionBombError as error:
         raise BadImage("image too large", str(error)) from None
     except Exception as error:  # decoders raise whatever damaged bytes lead them to
-        kind = EMPTY_FILE if Path(path).is_file() and not Path(path).stat().st_size else "unreadable image"
-        raise BadImage(kind, f"{type(error).__name__}: {error}") from None
+        raise BadImage(
+            EMPTY_FILE if _is_empty(path) else "unreadable image", f"{type(error).__name__}: {error}"
+        ) from None
 
 
 def random_square_crop(image: Image.Image, size: int, lower_ratio: float, rng: random.Random) -> Image.Image:
@@ -98,10 +103,14 @@ def center_square_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def to_tensor(image: Image.Image, byteio: bool) -> Tensor:
-    """Return an RGB picture as (C, Y, X): uint8 when `byteio`, otherwise float32 in 0..1."""
+    """Return a picture of one of `MODES` as (C, Y, X): uint8 when `byteio`, otherwise float32 in 0..1."""
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    pixels = pixels.view(image.height, image.width, 3).permute(2, 0, 1).contiguous()
+    pixels = pixels.view(image.height, image.width, -1).permute(2, 0, 1).contiguous()
     return pixels if byteio else pixels.float() / 255
+
+
+def _is_empty(path: Union[str, Path, BinaryIO]) -> bool:
+    return isinstance(path, (str, Path)) and Path(path).is_file() and not Path(path).stat().st_size
 
 
 def _cut(image: Image.Image, left: int, top: int, side: int, size: int) -> Image.Image:
@@ -116,15 +125,16 @@ def _check_size(image: Image.Image, min_side: int) -> None:
         raise BadImage("image too large", f"{width}x{height} pixels, at most {Image.MAX_IMAGE_PIXELS} are decoded")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _convert(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bits(image)
     elif image.mode == "La":
         image = image.convert("LA")
     if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+        if mode != "RGBA":
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert(mode)
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

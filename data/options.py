@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Optional
+from typing import Optional, Tuple
 
-from options import Options, option
+from options import OptionError, Options, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +13,12 @@ class DataOptions(Options):
     """Where samples come from and how they are prepared."""
 
     input_folder: Optional[str] = option(
-        None, "dataset: a folder of images and captions, or one in COCO's layout", aliases=("image_text_folder",)
+        None,
+        "dataset: a folder of images and captions, or one in COCO's layout; with wds, shards",
+        aliases=("image_text_folder", "image_folder"),
+    )
+    wds: Tuple[str, ...] = option(
+        (), "read WebDataset shards: the keys of image and captions in them, such as img,cap (images only: img)"
     )
     captions_folder: Optional[str] = option(
         None, "folder of caption files, when they do not lie with the images; matched by relative path and stem"
@@ -39,4 +44,29 @@ class DataOptions(Options):
     )
     min_image_side: int = option(8, "pixels; an image with a shorter side is skipped as too small", minimum=1)
     truncate_captions: bool = option(True, "cut captions longer than text_seq_len tokens; off: refuse them")
-    dataloader_workers: int = option(2, "processes that load samples (0: the main process)", minimum=0)
+    dataloader_workers: int = option(
+        2, "processes that load samples (0: the main process)", minimum=0, aliases=("num_workers",)
+    )
+    shuffle_buffer: int = option(
+        1000,
+        "samples of shards among which the next one is drawn (1: shards are shuffled, their samples not)",
+        minimum=1,
+    )
+    epoch_samples: Optional[int] = option(
+        None, "samples of one epoch of shards (none: counted, which only local ones can be)", minimum=1
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.wds) > 2:
+            raise OptionError(
+                f"wds={','.join(self.wds)} has {len(self.wds)} keys, of two at most; give img,cap or the like, "
+                "and separate alternatives by a semicolon, as in 'jpg;png,txt'"
+            )
+        for name in ("captions_folder", "annotations", "validation_share"):
+            if self.wds and getattr(self, name):
+                raise OptionError(
+                    f"{name}={getattr(self, name)} is for folders, and wds={','.join(self.wds)} reads shards; leave "
+                    "one out"
+                    + (", or give the shards to validate with as validation_folder" if "share" in name else "")
+                )

@@ -51,11 +51,11 @@ class DataReport:
 
     def skip(self, kind: str, path: PathLike, detail: str = "") -> None:
         """Record that the file `path` is left out; `kind` is the reason in a few words."""
-        self._append({"skip": kind, "path": os.path.abspath(path), "detail": detail})
+        self._append({"skip": kind, "path": _absolute(path), "detail": detail})
 
     def note(self, kind: str, n: int = 1, path: PathLike = "") -> None:
         """Record `n` things mended rather than skipped; with a `path`, once a file however often it is said."""
-        self._append({"note": kind, "path": os.path.abspath(path) if path else "", "n": n})
+        self._append({"note": kind, "path": _absolute(path) if path else "", "n": n})
 
     def refresh(self) -> None:
         """Read what any process has appended since the last time."""
@@ -139,6 +139,12 @@ class DataReport:
             self._files.add(path)
         else:
             self._notes[kind] += entry["n"]
+
+
+def _absolute(path: PathLike) -> str:
+    """A path made absolute; an address of something remote as it is."""
+    place = os.fspath(path)
+    return place if "://" in place or place.startswith("pipe:") else os.path.abspath(place)
 
 
 def _by_number(counts: Dict[str, int]) -> List[Tuple[str, int]]:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from engines.base import Batch, Inputs, as_inputs
 from engines.memory import estimate_memory, measure_activations
 from engines.options import IpuOptions, TrainingOptions
-from engines.sampler import EpochSampler
+from engines.sampler import EpochSampler, Ordered, Streamed
 from optim import (
     WeightAverage,
     clip_gradients,
@@ -71,15 +71,21 @@ class HostEngine:
     def loader(self, dataset: Dataset[Any], start: int, epochs: Optional[int]) -> Iterator[Batch]:
         """See `Engine.loader`; micro batches come one by one, so that a global batch never lies in memory whole."""
         options = self.options
-        sampler = EpochSampler(len(dataset), options.global_batch, options.random_seed, start, epochs)  # type: ignore[arg-type]
-        micro_batches = iter(self._data_loader(dataset, sampler=sampler))
+        length: int = len(dataset)  # type: ignore[arg-type]
+        order = dataset.order if isinstance(dataset, Ordered) else None
+        sampler = EpochSampler(length, options.global_batch, options.random_seed, start, epochs, order=order)
+        if isinstance(dataset, Streamed):
+            loader = self._data_loader(dataset.stream(sampler.spans, self.workers), min(self.workers, 1))
+        else:
+            loader = self._data_loader(dataset, self.workers, sampler=sampler)
+        micro_batches = iter(loader)
         updates = itertools.count() if epochs is None else range(len(sampler) // options.global_batch)
         for _ in itertools.islice(updates, 0, None, options.device_iterations):
             yield itertools.islice(micro_batches, options.micro_batches * options.device_iterations)
 
     def validation_loader(self, dataset: Dataset[Any]) -> Iterable[Inputs]:
         """See `Engine.validation_loader`."""
-        return self._data_loader(dataset, shuffle=False)
+        return self._data_loader(dataset, self.workers, shuffle=False)
 
     def step(self, batch: Batch) -> Tensor:
         """See `Engine.step`."""
@@ -133,6 +139,9 @@ class HostEngine:
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         """See `Engine.load_state_dict`."""
         self.model.load_state_dict(state["weights"])
+        if state["optimizer"] is None:  # weights alone, from another program
+            self.average = WeightAverage(self.model, self.options.ema_decay) if self.average else None
+            return
         load_named_optimizer_state(self.optimizer, self.model, state["optimizer"])
         if self.average and state["average"]:
             self.average.load_state_dict(state["average"])
@@ -181,11 +190,11 @@ class HostEngine:
     def _to_device(self, inputs: Inputs) -> Inputs:
         return tuple(tensor.to(self.device, non_blocking=True) for tensor in as_inputs(inputs))
 
-    def _data_loader(self, dataset: Dataset[Any], **order: Any) -> DataLoader[Any]:
+    def _data_loader(self, dataset: Dataset[Any], workers: int, **order: Any) -> DataLoader[Any]:
         return DataLoader(
             dataset,
             batch_size=self.options.batch_size,
-            num_workers=self.workers,
+            num_workers=workers,
             pin_memory=self.device.type == "cuda",
             # its own generator: the loader must not take from the random numbers that training uses
             generator=torch.Generator().manual_seed(self.options.random_seed),

@@ -1,16 +1,38 @@
-"""The order of samples: a seeded permutation an epoch that a resumed run can enter anywhere."""
+"""The order of samples: a seeded permutation an epoch that a resumed run can enter anywhere.
+
+A dataset may bring an order of its own (`Ordered`), or give its samples in their order only (`Streamed`).
+"""
 
 from __future__ import annotations
 
 import itertools
 import logging
 import math
-from typing import Iterator, List, Optional, Tuple
+from typing import Any, Callable, Iterable, Iterator, List, Optional, Protocol, Tuple, runtime_checkable
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import IterableDataset, Sampler
 
 _log = logging.getLogger(__name__)
+
+
+Span = Tuple[int, int, int]  # number of a pass, and from which of its samples to which
+
+
+@runtime_checkable
+class Ordered(Protocol):
+    """A dataset whose samples are to be taken in its own order."""
+
+    def order(self, number: int) -> Iterable[int]:
+        """The indices of pass `number`, at least as many as the dataset's length."""
+
+
+@runtime_checkable
+class Streamed(Protocol):
+    """A dataset whose samples cannot be taken at any index."""
+
+    def stream(self, spans: Callable[[], Iterator[Span]], threads: int) -> IterableDataset[Any]:
+        """The samples of spans of passes, one after the other, prepared by `threads` (0: by the caller)."""
 
 
 def steps_per_epoch(length: int, global_batch: int) -> int:
@@ -33,6 +55,7 @@ class EpochSampler(Sampler):  # type: ignore[type-arg]
         start: int = 0,
         epochs: Optional[int] = None,
         shuffle: bool = True,
+        order: Optional[Callable[[int], Iterable[int]]] = None,
     ) -> None:
         """Order `length` samples.
 
@@ -43,6 +66,7 @@ class EpochSampler(Sampler):  # type: ignore[type-arg]
             start: samples that an earlier run has consumed.
             epochs: how many epochs there are in all, `start` included; `None`: endless.
             shuffle: permute; otherwise in order.
+            order: gives the indices of a pass in place of a permutation, `length` or more.
         """
         if length < 1 or global_batch < 1:
             raise ValueError(f"{length} samples, global batch {global_batch}: each must be at least 1; give more data")
@@ -51,6 +75,7 @@ class EpochSampler(Sampler):  # type: ignore[type-arg]
         self.start = start
         self.epochs = epochs
         self.shuffle = shuffle
+        self.order = order
         self.steps_per_epoch = steps_per_epoch(length, global_batch)
         self.samples_per_epoch = self.steps_per_epoch * global_batch
         self._passes = math.ceil(self.samples_per_epoch / length)  # 1, unless the dataset is smaller than a batch
@@ -65,17 +90,24 @@ class EpochSampler(Sampler):  # type: ignore[type-arg]
 
     def __iter__(self) -> Iterator[Tuple[int, int]]:
         """Go from `start` to the end."""
-        first, consumed = divmod(self.start, self.samples_per_epoch)
-        for epoch in itertools.count(first) if self.epochs is None else range(first, self.epochs):
-            yield from itertools.islice(self._epoch(epoch), consumed, self.samples_per_epoch)
-            consumed = 0
-
-    def _epoch(self, epoch: int) -> Iterator[Tuple[int, int]]:
-        for number in range(epoch * self._passes, (epoch + 1) * self._passes):
-            for index in self._order(number):
+        for number, begin, end in self.spans():
+            for index in itertools.islice(self._order(number), begin, end):
                 yield number, index
 
-    def _order(self, number: int) -> List[int]:
+    def spans(self) -> Iterator[Span]:
+        """The passes from `start` to the end: the number of each, and which of its samples are taken."""
+        first, consumed = divmod(self.start, self.samples_per_epoch)
+        for epoch in itertools.count(first) if self.epochs is None else range(first, self.epochs):
+            for part in range(self._passes):
+                before = part * self.length
+                end = min(self.length, self.samples_per_epoch - before)
+                if consumed < before + end:
+                    yield epoch * self._passes + part, max(consumed - before, 0), end
+            consumed = 0
+
+    def _order(self, number: int) -> Iterable[int]:
+        if self.order is not None:
+            return self.order(number)
         if not self.shuffle:
             return list(range(self.length))
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)

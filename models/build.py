@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict
+from typing import Any, Dict, Type
 
 from models.image_tokenizer import ImageTokenizer
+from models.openai_vae import OpenAIVAE
 from models.vae import DiscreteVAE
+from models.vqgan import VQGan
 
-IMAGE_TOKENIZERS: Dict[str, Callable[..., ImageTokenizer]] = {"DiscreteVAE": DiscreteVAE}
+IMAGE_TOKENIZERS: Dict[str, Type[ImageTokenizer]] = {made.kind: made for made in (DiscreteVAE, VQGan, OpenAIVAE)}
 
 
 def describe_image_tokenizer(image_tokenizer: ImageTokenizer) -> Dict[str, Any]:
     """What `build_image_tokenizer` needs to build the same again, in plain containers."""
-    return {"kind": type(image_tokenizer).__name__, "arguments": image_tokenizer.arguments}
+    return {"kind": image_tokenizer.kind, "arguments": image_tokenizer.arguments}
 
 
 def build_image_tokenizer(description: Dict[str, Any]) -> ImageTokenizer:

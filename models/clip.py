@@ -94,11 +94,18 @@ class Clip(nn.Module):
 
     def encode_text(self, text: Tensor, mask: Optional[Tensor] = None) -> Tensor:
         """Texts (B, n), n at most T, to latents (B, L); `mask` (B, n): those that count (none: all but padding)."""
+        if text.shape[1] > self.options.text_seq_len:
+            raise ValueError(f"texts have {text.shape[1]} tokens, text_seq_len={self.options.text_seq_len}; cut them")
         x = self.text_embedding(text) + self.text_position.weight[: text.shape[1]]
         return self.text_encoder(x, text != PADDING if mask is None else mask)
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Pictures (B, C, H, W), in 0..1 or bytes, to latents (B, L)."""
-        patch = self.options.visual_patch_size
+        channels, side, patch = self.options.channels, self.options.visual_image_size, self.options.visual_patch_size
+        if images.shape[1:] != (channels, side, side):
+            raise ValueError(
+                f"pictures have the shape {tuple(images.shape)}; give (batch, {channels}, {side}, {side}), as channels "
+                "and visual_image_size say"
+            )
         patches = rearrange(as_unit_range(images), "b c (y p) (x q) -> b (y x) (p q c)", p=patch, q=patch)
         return self.image_encoder(self.patch_embedding(patches) + self.patch_position.weight)

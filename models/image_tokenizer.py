@@ -14,6 +14,7 @@ class ImageTokenizer(nn.Module):
     """A model that turns pictures into a grid of codes and back.
 
     Attributes:
+        kind: its name in checkpoints.
         image_size: side of the pictures in pixels.
         channels: channels of the pictures.
         num_tokens: number of codes.
@@ -21,6 +22,7 @@ class ImageTokenizer(nn.Module):
         arguments: what it was constructed with, in plain containers.
     """
 
+    kind: str
     image_size: int
     channels: int
     num_tokens: int

@@ -89,7 +89,12 @@ class DiscreteVAEOptions(Options):
     hidden_dim: int = option(256, "channels inside encoder and decoder", minimum=1)
     channels: int = option(3, "channels of a picture", minimum=1)
     smooth_l1_loss: bool = option(False, "reconstruct under the smooth L1 loss, not the squared error")
-    temperature: float = option(0.9, "Gumbel-softmax temperature (at the start, when it is annealed)", minimum=1e-6)
+    temperature: float = option(
+        0.9,
+        "Gumbel-softmax temperature (at the start, when it is annealed)",
+        minimum=1e-6,
+        aliases=("starting_temp",),
+    )
     straight_through: bool = option(False, "sample hard codes forward, soft ones backward")
     reinmax: bool = option(False, "with straight_through, a gradient that is exact to the second order (ReinMax)")
     kl_div_loss_weight: float = option(
@@ -141,10 +146,24 @@ class ClipOptions(Options):
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizerOptions(Options):
+class TextTokenizerOptions(Options):
+    """What turns text into tokens."""
+
+    bpe_path: Optional[str] = option(
+        None, "text vocabulary: a Hugging Face tokenizer JSON or a YouTokenToMe model (none: CLIP's 49,408 words)"
+    )
+    chinese: bool = option(False, "BERT's Chinese vocabulary, from the hub, or with bpe_path from its vocab.txt")
+    hug: bool = option(False, "bpe_path has to be a Hugging Face tokenizer JSON")
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerOptions(TextTokenizerOptions):
     """What turns text and pictures into tokens."""
 
     vae_path: Optional[str] = option(None, "trained image tokenizer: a checkpoint of train_vae.py, or its folder")
-    vqgan_model_path: Optional[str] = option(None, "weights of a VQGAN")
-    vqgan_config_path: Optional[str] = option(None, "configuration of that VQGAN")
-    bpe_path: Optional[str] = option(None, "text vocabulary, a tokenizers JSON file (none: CLIP's 49,408 words)")
+    vqgan_model_path: Optional[str] = option(None, "weights of a VQGAN of taming-transformers (.ckpt or .safetensors)")
+    vqgan_config_path: Optional[str] = option(None, "configuration of that VQGAN (.yaml)")
+    taming: bool = option(
+        False, "the released VQGAN of 1,024 codes, where no other image tokenizer is named (false: OpenAI's dVAE)"
+    )
+    offline: bool = option(False, "never download a released image tokenizer; use the files that are there")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.image_tokenizer import ImageTokenizer, as_unit_range
 
-HALF = ((0.5, 0.5, 0.5, 0.0), (0.5, 0.5, 0.5, 1.0))  # a fourth channel is left as it is
+HALF = ((0.5, 0.5, 0.5, 0.0), (0.5, 0.5, 0.5, 1.0))  # channels from the fourth on are left as they are
 USAGE_DECAY = 0.95
 
 
@@ -52,10 +52,13 @@ class DiscreteVAE(ImageTokenizer):
         smooth_l1_loss: reconstruct under the smooth L1 loss, not the squared error.
         temperature: of the Gumbel-softmax; may be set anew at every step.
         straight_through: hard codes forward, soft ones backward.
+        reinmax: with `straight_through`, a gradient that is exact to the second order.
         kl_div_loss_weight: weight of the codes' divergence from the uniform distribution.
-        normalization: means and deviations of the channels; None: pictures are taken as they are.
+        normalization: means and deviations of the channels, those left out being 0 and 1; None: pictures are taken as
+            they are.
     """
 
+    kind = "DiscreteVAE"
     usage: Tensor
 
     def __init__(
@@ -70,6 +73,7 @@ class DiscreteVAE(ImageTokenizer):
         smooth_l1_loss: bool = False,
         temperature: float = 0.9,
         straight_through: bool = False,
+        reinmax: bool = False,
         kl_div_loss_weight: float = 0.0,
         normalization: Optional[Tuple[Sequence[float], Sequence[float]]] = HALF,
     ) -> None:
@@ -77,7 +81,7 @@ class DiscreteVAE(ImageTokenizer):
         self.image_size, self.num_tokens, self.channels = image_size, num_tokens, channels
         self.grid = (image_size // 2**num_layers, image_size // 2**num_layers)
         self.smooth_l1_loss, self.kl_div_loss_weight = smooth_l1_loss, kl_div_loss_weight
-        self.temperature, self.straight_through = temperature, straight_through
+        self.temperature, self.straight_through, self.reinmax = temperature, straight_through, reinmax
         self.normalization = normalization
         self.encoder_rests = False  # whether training leaves the encoder as it is
         self.codebook = nn.Embedding(num_tokens, codebook_dim)
@@ -94,6 +98,7 @@ class DiscreteVAE(ImageTokenizer):
             "smooth_l1_loss": smooth_l1_loss,
             "temperature": temperature,
             "straight_through": straight_through,
+            "reinmax": reinmax,
             "kl_div_loss_weight": kl_div_loss_weight,
             "normalization": normalization,
         }
@@ -126,17 +131,27 @@ class DiscreteVAE(ImageTokenizer):
             the latter summed over batch and grid as DALLE-pytorch has it; all scalars.
         """
         images = self.normalize(as_unit_range(images))
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_rests):
-            logits = self.encoder(images).float()  # (B, N, Y, X); in lower precision the Gumbel noise is too coarse
-        codes = gumbel_softmax(logits, self.temperature, self.straight_through)
-        codes = codes.to(self.codebook.weight.dtype)
-        rebuilt = self.decoder(torch.einsum("b n y x, n e -> b e y x", codes, self.codebook.weight))
+        rebuilt, logits = self.rebuild(images)
         if self.training:
             self._count(logits)
+        return self.losses(images, rebuilt, logits)
+
+    def losses(self, images: Tensor, rebuilt: Tensor, logits: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """As `forward`, of normalised pictures and what `rebuild` made of them."""
         reconstruction = F.smooth_l1_loss if self.smooth_l1_loss else F.mse_loss
         reconstruction_loss = reconstruction(rebuilt, images)
         divergence = _divergence_from_uniform(logits)
         return reconstruction_loss + self.kl_div_loss_weight * divergence, reconstruction_loss, divergence
+
+    def rebuild(self, images: Tensor) -> Tuple[Tensor, Tensor]:
+        """Normalised pictures (B, C, H, W) from codes drawn for them, and the logits (B, N, Y, X) of those codes."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_rests):
+            logits = self.encoder(images).float()  # in lower precision the Gumbel noise is too coarse
+        codes = gumbel_softmax(logits, self.temperature, self.straight_through)
+        if self.straight_through and self.reinmax:
+            codes = reinmax(codes.detach(), logits, self.temperature)
+        codes = codes.to(self.codebook.weight.dtype)
+        return self.decoder(torch.einsum("b n y x, n e -> b e y x", codes, self.codebook.weight)), logits
 
     def encode(self, images: Tensor) -> Tensor:
         """The likeliest codes, see `ImageTokenizer.encode`."""
@@ -158,7 +173,8 @@ class DiscreteVAE(ImageTokenizer):
         return images * deviations + means
 
     def _moments(self, like: Tensor) -> Tuple[Tensor, Tensor]:
-        means, deviations = self.normalization or ((0.0,) * 4, (1.0,) * 4)
+        given = self.normalization or ((), ())
+        means, deviations = ([*values, *[rest] * self.channels] for values, rest in zip(given, (0.0, 1.0)))
         shape = (1, self.channels, 1, 1)
         return (
             like.new_tensor(means[: self.channels]).view(shape),
@@ -183,6 +199,18 @@ def gumbel_softmax(logits: Tensor, temperature: float, straight_through: bool) -
         return soft
     hard = torch.zeros_like(soft).scatter(1, soft.argmax(dim=1, keepdim=True), 1.0)
     return hard - soft.detach() + soft
+
+
+def reinmax(codes: Tensor, logits: Tensor, temperature: float) -> Tensor:
+    """One-hot codes (B, N, Y, X), drawn from logits (B, N, Y, X), with the gradient of ReinMax.
+
+    Liu et al. 2023, "Bridging Discrete and Backpropagation: Straight-Through and Beyond", algorithm 2: the gradient is
+    taken halfway between the code drawn and the distribution it was drawn from.
+    """
+    halfway = (codes + (logits / temperature).softmax(dim=1)) / 2
+    halfway = ((halfway.clamp(min=1e-20).log() - logits).detach() + logits).softmax(dim=1)
+    soft = 2 * halfway - logits.softmax(dim=1) / 2
+    return soft - soft.detach() + codes
 
 
 def _divergence_from_uniform(logits: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 
 import generate
 import train
+import train_clip
 import train_vae
 from bpe.train import train_vocabulary
 from checkpoint import CheckpointFolder
@@ -40,7 +41,24 @@ VAE = {
     "hidden_dim": 8,
 }
 DALLE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "dim_head": 8, "text_seq_len": 8}
-CONFIGS = {"vae": {**RUN, **VAE}, "dalle": {**RUN, **DALLE, "attn_types": "axial_row,full"}}
+CLIP = {
+    "dim_text": 32,
+    "dim_image": 32,
+    "dim_latent": 32,
+    "text_enc_depth": 1,
+    "text_seq_len": 12,
+    "text_heads": 2,
+    "visual_enc_depth": 1,
+    "visual_heads": 2,
+    "visual_image_size": SIDE,
+    "visual_patch_size": 4,
+    "random_resize_crop_lower_ratio": 1,  # captions say where things are
+}
+CONFIGS = {
+    "vae": {**RUN, **VAE},
+    "dalle": {**RUN, **DALLE, "attn_types": "axial_row,full"},
+    "clip": {**RUN, **CLIP},
+}
 
 torch.set_num_threads(1)
 
@@ -166,6 +184,25 @@ def run_train(run: Callable[..., None], dalle_options: Dict[str, Any]) -> Callab
 def dalle(run_train: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A transformer that has learnt a little."""
     return run_train(tmp_path_factory.mktemp("dalle"), max_steps=150, log_steps=50, validation_steps=50)
+
+
+@pytest.fixture(scope="session")
+def run_train_clip(run: Callable[..., None], configs: Path, scenes: Path, vocabulary: Path) -> Callable[..., Run]:
+    """Trains a tiny CLIP into a folder: `run_train_clip(folder, **options)`."""
+
+    def call(folder: Path, **options: Any) -> Run:
+        given = {"config_file": configs, "config": "clip", "input_folder": scenes, "bpe_path": vocabulary}
+        run(train_clip, **{**given, "output_dir": folder, **options})
+        return Run(folder, "clip")
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def clip(run_train_clip: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A CLIP that tells the training pictures apart."""
+    folder = tmp_path_factory.mktemp("clip")
+    return run_train_clip(folder, batch_size=TRAIN_SCENES, max_steps=160, log_steps=20, validation_steps=80)
 
 
 @pytest.fixture

@@ -10,11 +10,12 @@ import pytest
 import yaml
 
 import train
+import train_clip
 import train_vae
 from args import CONFIGS, read_settings
 
 ENTRIES: List[str] = list(yaml.safe_load(CONFIGS.read_text(encoding="utf-8")))
-COMMANDS: Dict[str, ModuleType] = {"demo_vae": train_vae}  # of the others: train
+COMMANDS: Dict[str, ModuleType] = {"demo_vae": train_vae, "clip": train_clip}  # of the others: train
 
 ROW, COL, FULL = "axial_row", "axial_col", "full"
 L16_ATTENTION = [ROW, ROW, COL, ROW, ROW, ROW, COL, ROW, ROW, ROW, COL, FULL, ROW, ROW, COL, FULL]

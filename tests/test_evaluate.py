@@ -9,11 +9,11 @@ from typing import Any, Callable, List, Sequence
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 import evaluate
 from data.scenes import Scene, caption, draw_scene
+from drawing import Drawn
 from options import OptionError, UserError
 from tests.conftest import HELD_OUT_SCENES, Run
 
@@ -50,8 +50,9 @@ def model_draws(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[Scene]], 
     """Lets the model draw these scenes, whatever the prompts: `model_draws(scenes)`."""
 
     def replace(scenes: Sequence[Scene]) -> None:
-        def draw_pictures(*arguments: Any) -> Tensor:
-            return torch.stack([pil_to_tensor(draw_scene(s, 64, random.Random(0))) for s in scenes]) / 255
+        def draw_pictures(*arguments: Any) -> Drawn:
+            pictures = [pil_to_tensor(draw_scene(scene, 64, random.Random(0))) for scene in scenes]
+            return Drawn(torch.stack(pictures) / 255, torch.zeros(len(scenes), 1))
 
         monkeypatch.setattr(evaluate, "draw_pictures", draw_pictures)
 

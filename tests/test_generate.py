@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.conftest import SIDE, Run
 
 Draw = Callable[..., Path]
 CIRCLE, CROSS = "a large red circle at the top", "a small blue cross at the left"
+ONE, STRONG = {"cond_scale": 1}, {"cond_scale": 5}
 
 
 def distance(one: Path, other: Path) -> float:
@@ -154,8 +156,48 @@ def test_a_checkpoint_that_would_run_something_is_refused_and_runs_nothing(draw:
 
 def test_another_vocabulary_than_the_checkpoint_s_is_refused(draw: Draw, checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text(train_vocabulary(["another text"], 300))
-    with pytest.raises(CheckpointError, match="other.json is not the vocabulary of"):
+    with pytest.raises(CheckpointError, match="other.json is not the vocabulary that the checkpoint was trained with"):
         draw(checkpoint, CIRCLE, bpe_path=tmp_path / "other.json")
+
+
+def test_another_image_tokenizer_than_the_checkpoint_s_is_refused(
+    draw: Draw, run_train_vae: Callable[..., Run], checkpoint: Path, vae: Run, tmp_path: Path
+) -> None:
+    draw(checkpoint, CIRCLE, vae_path=vae.folder)
+    other = run_train_vae(tmp_path / "other", random_seed=7)
+    with pytest.raises(CheckpointError, match="vae_path=.*other is not the image tokenizer that the checkpoint was"):
+        draw(checkpoint, CIRCLE, vae_path=other.folder)
+    with pytest.raises(CheckpointError, match="taming=true asks for a VQGAN, and .* was trained with a DiscreteVAE"):
+        draw(checkpoint, CIRCLE, taming=True)
+
+
+def test_guidance_changes_the_pictures_and_a_scale_of_1_does_not(draw: Draw, checkpoint: Path) -> None:
+    plain, one, guided = (draw(checkpoint, CIRCLE, num_images=2, **options) for options in ({}, ONE, STRONG))
+    name = CIRCLE.replace(" ", "_")
+    assert [distance(plain / name / f"{n}.jpg", one / name / f"{n}.jpg") for n in (0, 1)] == [0, 0]
+    assert max(distance(plain / name / f"{n}.jpg", guided / name / f"{n}.jpg") for n in (0, 1)) > 0
+
+
+def test_the_best_candidates_are_kept_the_best_first(draw: Draw, checkpoint: Path) -> None:
+    name = CIRCLE.replace(" ", "_")
+    everything = draw(checkpoint, CIRCLE, num_images=5, ranker="likelihood") / name
+    scores = json.loads((everything / "scores.json").read_text())
+    assert len(scores) == 5 and scores == sorted(scores, reverse=True) and scores[0] > scores[-1]
+    kept = draw(checkpoint, CIRCLE, num_images=5, ranker="likelihood", keep=2) / name
+    assert sorted(path.name for path in kept.iterdir()) == ["0.jpg", "1.jpg", "caption.txt", "scores.json"]
+    assert json.loads((kept / "scores.json").read_text()) == scores[:2]
+    assert [distance(kept / f"{n}.jpg", everything / f"{n}.jpg") for n in (0, 1)] == [0, 0]
+
+
+def test_a_trained_clip_ranks(draw: Draw, checkpoint: Path, clip: Run) -> None:
+    folder = draw(checkpoint, CIRCLE, num_images=3, ranker="clip", clip_path=clip.folder, keep=1)
+    scores = json.loads((folder / CIRCLE.replace(" ", "_") / "scores.json").read_text())
+    assert len(scores) == 1
+
+
+def test_no_more_is_kept_than_is_drawn(draw: Draw, checkpoint: Path) -> None:
+    with pytest.raises(OptionError, match="keep=3 is more than num_images=2; lower it, or draw more"):
+        draw(checkpoint, CIRCLE, num_images=2, ranker="likelihood", keep=3)
 
 
 @pytest.mark.parametrize("text", ["", " | "])

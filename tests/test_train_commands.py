@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any, Callable, Dict
 
 import pytest
+import torch
 from PIL import Image
 
 import train
 import train_vae
 from bpe.train import train_vocabulary
 from checkpoint import CheckpointError
+from models.openai_vae import OpenAIVAE
+from models.vqgan import VQGan
 from options import OptionError
-from tests.conftest import Run
+from tests.conftest import SIDE, Run
+from tests.models.pretrained_cases import save_as_taming
 from training import TrainingError
 
 Train = Callable[..., Run]
@@ -115,13 +119,96 @@ def test_generated_data_needs_no_dataset(run_train: Train, run_train_vae: Train,
     assert len(run_train_vae(tmp_path / "vae", generated_data=True, input_folder="absent").log()) == 3
 
 
-@pytest.mark.parametrize("data", [{}, {"generated_data": True}])
-def test_training_without_an_image_tokenizer_is_an_error_that_says_how_to_get_one(
-    run: Callable[..., None], dalle_options: Dict[str, Any], tmp_path: Path, data: Dict[str, Any]
-) -> None:
+@pytest.fixture
+def no_vae(dalle_options: Dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dict[str, Any]:
+    """The options of a tiny run that name no image tokenizer, on a machine without released ones."""
+    monkeypatch.setenv("HOME", str(tmp_path))
     options = {name: value for name, value in dalle_options.items() if name != "vae_path"}
-    with pytest.raises(OptionError, match="vae_path is not set.*train_vae.py"):
-        run(train, output_dir=tmp_path, **options, **data)
+    return {**options, "output_dir": tmp_path / "run", "offline": True}
+
+
+@pytest.fixture
+def vqgan(tmp_path: Path) -> Dict[str, Any]:
+    """The options that name a tiny VQGAN of taming's files."""
+    torch.manual_seed(0)
+    model = VQGan(12, 4, ch=32, ch_mult=(1, 1, 1), num_res_blocks=1, attn_resolutions=(), resolution=SIDE, z_channels=4)
+    torch.nn.init.normal_(model.quantize.embedding.weight)
+    save_as_taming(model, tmp_path)
+    return {"vqgan_model_path": tmp_path / "weights.ckpt", "vqgan_config_path": tmp_path / "config.yaml"}
+
+
+@pytest.mark.parametrize("data", [{}, {"generated_data": True}])
+@pytest.mark.parametrize("taming, other", [(True, "--no-taming for OpenAI's dVAE"), (False, "--taming for the VQGAN")])
+def test_training_without_an_image_tokenizer_is_an_error_that_says_how_to_get_one(
+    run: Callable[..., None], no_vae: Dict[str, Any], data: Dict[str, Any], taming: bool, other: str
+) -> None:
+    remedies = f"vae_path is not set.*--vae_path.*--vqgan_model_path.*{other}.*train_vae.py"
+    with pytest.raises(OptionError, match=remedies):
+        run(train, taming=taming, **no_vae, **data)
+
+
+def image_tokenizer_of(run: Run) -> str:
+    """The kind of the image tokenizer in a run's newest checkpoint."""
+    return run.state()["image_tokenizer"]["kind"]
+
+
+def test_a_vqgan_is_trained_with_resumed_and_drawn_with(
+    run: Callable[..., None], no_vae: Dict[str, Any], vqgan: Dict[str, Any], draw: Callable[..., Path]
+) -> None:
+    whole, halves = Run(no_vae["output_dir"], "dalle"), Run(no_vae["output_dir"].with_name("halves"), "dalle")
+    run(train, **no_vae, **vqgan)
+    assert image_tokenizer_of(whole) == "VQGan"
+    for options in ({**vqgan, "max_steps": 2}, {"resume": True}):  # goes on without the files
+        run(train, **{**no_vae, **options, "output_dir": halves.folder})
+    assert halves.series("loss") == whole.series("loss") and len(whole.log()) == 3
+    with Image.open(next(draw(whole.folder, "a red circle").glob("*/0.jpg"))) as picture:
+        assert picture.size == (SIDE, SIDE)
+
+
+@pytest.mark.parametrize("taming", [False, True])
+def test_where_no_image_tokenizer_is_named_the_released_ones_are_used(
+    run: Callable[..., None], no_vae: Dict[str, Any], vqgan: Dict[str, Any], draw: Callable[..., Path], taming: bool
+) -> None:
+    cache = Path.home() / ".cache" / "dalle"
+    cache.mkdir(parents=True)
+    openai = OpenAIVAE(group_count=7, n_hid=4, n_blk_per_group=1, vocab_size=16, n_init=4)
+    for name, network in (("encoder", openai.encoder), ("decoder", openai.decoder)):
+        torch.save(network.state_dict(), cache / f"{name}.pkl")
+    shutil.copy(vqgan["vqgan_model_path"], cache / "vqgan.1024.model.ckpt")
+    shutil.copy(vqgan["vqgan_config_path"], cache / "vqgan.1024.config.yml")
+    run(train, taming=taming, **no_vae)
+    assert image_tokenizer_of(Run(no_vae["output_dir"], "dalle")) == ("VQGan" if taming else "OpenAIVAE")
+    with Image.open(next(draw(no_vae["output_dir"], "a red circle").glob("*/0.jpg"))) as picture:
+        assert picture.size == ((SIDE, SIDE) if taming else (256, 256))
+
+
+def test_a_named_image_tokenizer_is_used_where_a_configuration_asks_for_the_released_one(
+    run: Callable[..., None], no_vae: Dict[str, Any], vae: Run, vqgan: Dict[str, Any]
+) -> None:
+    folder = no_vae.pop("output_dir")
+    for kind, named in (("DiscreteVAE", {"vae_path": vae.folder}), ("VQGan", vqgan)):
+        run(train, taming=True, output_dir=folder / kind, **no_vae, **named)
+        assert image_tokenizer_of(Run(folder / kind, "dalle")) == kind
+        run(train, taming=True, output_dir=folder / kind, **no_vae, resume=True, max_steps=4)
+
+
+def test_two_image_tokenizers_and_half_a_one_are_refused(
+    run: Callable[..., None], no_vae: Dict[str, Any], vae: Run, vqgan: Dict[str, Any]
+) -> None:
+    for name in vqgan:
+        half = {name: vqgan[name]}
+        with pytest.raises(OptionError, match=f"vae_path=.* and {name}=.* name two image tokenizers"):
+            run(train, **no_vae, **half, vae_path=vae.folder)
+        other = next(other for other in vqgan if other != name)
+        with pytest.raises(OptionError, match=f"{other} is not set, and .*{vqgan[name].name} alone is half a VQGAN"):
+            run(train, **no_vae, **half)
+
+
+def test_resuming_with_another_vqgan_is_refused(
+    run: Callable[..., None], no_vae: Dict[str, Any], vqgan: Dict[str, Any], dalle: Run
+) -> None:
+    with pytest.raises(CheckpointError, match="^vqgan_model_path=.*weights.ckpt is not the image tokenizer"):
+        run(train, **no_vae, **vqgan, pretrained_checkpoint=dalle.folder)
 
 
 def test_a_transformer_s_checkpoint_is_no_image_tokenizer(run_train: Train, dalle: Run, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import types
 import unicodedata
 from pathlib import Path
 from typing import Any, List
@@ -15,7 +14,7 @@ from typing import Any, List
 import pytest
 import tokenizers
 
-from bpe.tokenizer import ClipTokenizer, HuggingFaceTokenizer, load_tokenizer, tokenizer_from_json
+from bpe.tokenizer import HuggingFaceTokenizer, load_tokenizer, tokenizer_from_json
 from options import OptionError
 
 ROOT = Path(__file__).parents[2]
@@ -40,25 +39,6 @@ def word_level(words: List[str], **parts: Any) -> str:
     model = {"type": "WordLevel", "vocab": {word: n for n, word in enumerate(words)}, "unk_token": "[UNK]"}
     whole = {"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"}, "model": model}
     return json.dumps({**whole, **parts})
-
-
-@pytest.fixture
-def open_clip(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An `open_clip` whose vocabulary is that of the letters from `!` on, as CLIP's begins."""
-
-    class SimpleTokenizer:
-        vocab_size = 94
-
-        def encode(self, text: str) -> List[int]:
-            return [ord(letter) - ord("!") for letter in text.lower()]
-
-        def decode(self, ids: List[int]) -> str:
-            return " ".join(chr(token + ord("!")) for token in ids) + " "
-
-    module = types.ModuleType("open_clip.tokenizer")
-    module.SimpleTokenizer = SimpleTokenizer  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "open_clip", types.ModuleType("open_clip"))
-    monkeypatch.setitem(sys.modules, "open_clip.tokenizer", module)
 
 
 def test_the_coco_vocabulary_has_8192_ids_and_gives_the_recorded_ones() -> None:
@@ -145,12 +125,12 @@ def test_the_identity_changes_with_what_defines_the_ids() -> None:
     assert len({HuggingFaceTokenizer(text).identity for text in texts}) == len(texts)
 
 
-def test_a_tokenizer_comes_back_whole_from_its_json(open_clip: None) -> None:
-    for tokenizer in (load_tokenizer(str(COCO_8192)), load_tokenizer(None)):
-        again = tokenizer_from_json(tokenizer.to_json())
-        assert type(again) is type(tokenizer)
-        assert (again.identity, again.vocab_size) == (tokenizer.identity, tokenizer.vocab_size)
-        assert again.encode("adog") == tokenizer.encode("adog") != []
+def test_a_tokenizer_comes_back_whole_from_its_json() -> None:
+    tokenizer = load_tokenizer(str(COCO_8192))
+    again = tokenizer_from_json(tokenizer.to_json())
+    assert type(again) is type(tokenizer)
+    assert (again.identity, again.vocab_size) == (tokenizer.identity, tokenizer.vocab_size)
+    assert again.encode("adog") == tokenizer.encode("adog") != []
 
 
 def test_a_file_written_with_other_spaces_has_the_same_identity(tmp_path: Path) -> None:
@@ -159,25 +139,13 @@ def test_a_file_written_with_other_spaces_has_the_same_identity(tmp_path: Path) 
     assert load_tokenizer(str(path)).identity == load_tokenizer(str(COCO_8192)).identity
 
 
-def test_clip_leaves_out_the_mark_at_id_zero(open_clip: None) -> None:
-    tokenizer = load_tokenizer(None)
-    assert tokenizer.encode("!A!") == [ord("a") - ord("!")]
-    assert tokenizer.decode([0, ord("a") - ord("!"), 94, 200]) == "a"
-
-
-def test_a_missing_open_clip_is_an_error_that_names_both_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(OptionError, match="bpe_path=None.*pip install open_clip_torch.*--bpe-path"):
-        load_tokenizer(None)
-    assert load_tokenizer(str(COCO_8192)).vocab_size == 8192
-
-
-def test_clip_gives_the_ids_of_its_published_vocabulary() -> None:
-    pytest.importorskip("open_clip")
-    tokenizer = ClipTokenizer()
-    assert tokenizer.vocab_size == 49408
-    assert tokenizer.encode("A photo  of a Dog!") == [320, 1125, 539, 320, 1929, 256]
-    assert tokenizer.decode(tokenizer.encode("A photo of a Dog!")) == "a photo of a dog !"
+def test_a_hugging_face_json_can_be_insisted_on(tmp_path: Path) -> None:
+    assert load_tokenizer(str(COCO_8192), hug=True).identity == load_tokenizer(str(COCO_8192)).identity
+    with pytest.raises(OptionError, match=r"hug=True .*--bpe-path"):
+        load_tokenizer(None, hug=True)
+    (tmp_path / "words.txt").write_text("a dog")
+    with pytest.raises(OptionError, match=r"bpe_path=.*words\.txt is no JSON, but hug=True .*leave --hug out"):
+        load_tokenizer(str(tmp_path / "words.txt"), hug=True)
 
 
 def test_a_forked_worker_encodes_without_hanging_or_warning() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.options import DiscreteVAEOptions
-from models.vae import DiscreteVAE, ResidualBlock
+from models.vae import HALF, DiscreteVAE, ResidualBlock, reinmax
 from options import OptionError
 
 SIDE, CODES = 8, 6
@@ -26,7 +26,7 @@ def pictures(batch: int = 2, channels: int = 3) -> Tensor:
     return torch.rand(batch, channels, SIDE, SIDE)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("channels", [1, 3, 4, 6])
 @pytest.mark.parametrize("num_resnet_blocks", [0, 2])
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
 def test_pictures_become_a_grid_of_codes_and_pictures_again(
@@ -63,6 +63,14 @@ def test_a_fourth_channel_is_not_normalized_where_nothing_else_is_said() -> None
     normalized = vae_of(channels=4).normalize(images)
     torch.testing.assert_close(normalized[:, :3], 2 * images[:, :3] - 1)
     assert torch.equal(normalized[:, 3], images[:, 3])
+
+
+def test_channels_that_a_normalization_leaves_out_are_not_normalized() -> None:
+    images = pictures(channels=6)
+    for normalization in (HALF, ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))):
+        normalized = vae_of(channels=6, normalization=normalization).normalize(images)
+        torch.testing.assert_close(normalized[:, :3], images[:, :3] * 2 - 1)
+        torch.testing.assert_close(normalized[:, 3:], images[:, 3:])
 
 
 def test_decoding_undoes_the_normalization() -> None:
@@ -188,6 +196,44 @@ def test_saved_names_are_those_of_dalle_pytorch_and_the_usage() -> None:
     recorded = {f"{module}.{tensor}" for module in [*convolutions, "decoder.4"] for tensor in ("weight", "bias")}
     vae = vae_of(num_layers=2, num_resnet_blocks=1)
     assert set(vae.state_dict()) == recorded | {"codebook.weight", "usage"}
+
+
+def test_reinmax_gives_the_exact_gradient_of_a_quadratic_function_on_average() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(1, CODES, 1, 1, dtype=torch.float64, requires_grad=True)
+    square, slope = torch.randn(CODES, CODES, dtype=torch.float64), torch.randn(CODES, dtype=torch.float64)
+
+    def function(codes: Tensor) -> Tensor:
+        return codes @ square @ codes + slope @ codes
+
+    shares, every = logits.softmax(dim=1), torch.eye(CODES, dtype=torch.float64)
+    (exact,) = torch.autograd.grad(sum(p * function(code) for p, code in zip(shares.flatten(), every)), logits)
+    estimated = torch.zeros_like(logits)
+    for share, code in zip(shares.flatten().tolist(), every):
+        value = function(reinmax(code.view_as(logits), logits, 1.0).flatten())
+        torch.testing.assert_close(value, function(code))  # forward, the code is what was drawn
+        estimated += share * torch.autograd.grad(value, logits)[0]
+    torch.testing.assert_close(estimated, exact)
+
+
+def test_reinmax_changes_the_encoder_s_gradient_and_not_the_loss() -> None:
+    losses, gradients = [], []
+    for options in ({}, {"reinmax": True}):
+        torch.manual_seed(0)
+        vae = vae_of(straight_through=True, **options)
+        loss = vae(pictures())[0]
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append([p.grad for p in (vae.encoder[0][0].weight, vae.codebook.weight)])
+    assert losses[0] == losses[1]
+    assert not torch.allclose(gradients[0][0], gradients[1][0])
+    assert torch.equal(gradients[0][1], gradients[1][1])
+
+
+def test_reinmax_without_hard_codes_is_refused() -> None:
+    with pytest.raises(OptionError, match="reinmax=true changes the gradient of hard codes; add --straight-through"):
+        DiscreteVAEOptions(reinmax=True)
+    assert DiscreteVAEOptions(reinmax=True, straight_through=True).reinmax
 
 
 def test_options_and_constructor_have_the_same_names() -> None:

@@ -1,0 +1,146 @@
+"""What a command's options name, opened: tokenizers of text and pictures, and whole models, ours or others'."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict, Mapping, Optional, Tuple
+
+import torch
+
+from bpe.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_json
+from checkpoint import CheckpointError, find_checkpoint, identity, inference_weights, load_text_to_image
+from conversion import convert_dalle, convert_vae, read_others, rebuild_image_tokenizer
+from models.build import build_image_tokenizer
+from models.dalle_pytorch_format import is_dalle
+from models.image_tokenizer import ImageTokenizer, TextToImage
+from models.options import TextTokenizerOptions, TokenizerOptions
+from models.pretrained import NotAvailableError, load_released, load_vqgan
+from options import OptionError
+
+
+def open_dalle(path: str, named: TokenizerOptions) -> Tuple[Path, Dict[str, Any]]:
+    """The checkpoint of kind "dalle" at `path`: ours, or another program's, converted.
+
+    Args:
+        path: of a file, or of the folder of a run of ours.
+        named: what another program's was trained with, as far as its file does not say.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        FormatError: it is another program's, and no model that we have.
+    """
+    try:
+        return find_checkpoint(path, "dalle")
+    except CheckpointError:
+        contents = read_others(path)
+        if not is_dalle(contents):
+            raise
+        tokenizer = load_tokenizer(named.bpe_path, named.chinese, named.hug)
+        return Path(path).expanduser(), convert_dalle(contents, tokenizer, named_image_tokenizer(named))
+
+
+def open_text_to_image(path: Optional[str], named: TokenizerOptions, device: str) -> Tuple[TextToImage, Tokenizer]:
+    """The model of a checkpoint, in evaluation mode, on "cpu", "cuda" or "auto", and its text tokenizer.
+
+    Args:
+        path: as for `open_dalle`.
+        named: tokenizers; where the checkpoint has its own, they have to be the same.
+        device: to draw with.
+
+    Raises:
+        OptionError: no checkpoint is named.
+        CheckpointError, FormatError: as `open_dalle`; or it was trained with other tokenizers than those named.
+    """
+    if path is None:
+        raise OptionError("dalle_path is not set; give a checkpoint of train.py, or the folder of its run")
+    file, state = open_dalle(path, named)
+    open_tokenizer(named, state)
+    open_image_tokenizer(named, state)
+    kind = state["image_tokenizer"]["kind"]
+    if named.taming and kind != "VQGan":
+        raise CheckpointError(f"taming=true asks for a VQGAN, and {file} was trained with a {kind}; leave it out")
+    model, tokenizer = load_text_to_image(state)
+    print(f"read {file}, step {state['step']}", flush=True)
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(auto if device == "auto" else device), tokenizer
+
+
+def open_vae(path: str) -> ImageTokenizer:
+    """The image tokenizer at `path`, in evaluation mode: ours, or another program's; errors as `open_dalle`."""
+    try:
+        _, state = find_checkpoint(path, "vae")
+    except CheckpointError:
+        contents = read_others(path)
+        if contents is None:
+            raise
+        state = convert_vae(contents)
+    return rebuild_image_tokenizer(state["image_tokenizer"], inference_weights(state))
+
+
+def open_image_tokenizer(options: TokenizerOptions, state: Optional[Dict[str, Any]]) -> ImageTokenizer:
+    """The image tokenizer that the options name; of a checkpoint's contents, the one it was trained with.
+
+    Raises:
+        OptionError: two are named, or a released one is asked for and cannot be had.
+        CheckpointError: the one that is named is not the checkpoint's.
+    """
+    named = named_image_tokenizer(options)
+    if state is None:
+        return named or _released_image_tokenizer(options)
+    if named is not None and identity(named) != state["image_tokenizer_identity"]:
+        name = "vae_path" if options.vae_path else "vqgan_model_path"
+        raise CheckpointError(
+            f"{name}={getattr(options, name)} is not the image tokenizer that the checkpoint was trained with; leave "
+            f"{name} out to use the one in the checkpoint"
+        )
+    return build_image_tokenizer(state["image_tokenizer"])  # its weights come with the checkpoint
+
+
+def named_image_tokenizer(options: TokenizerOptions) -> Optional[ImageTokenizer]:
+    """The one whose files the options give; None where they give none."""
+    model, config = options.vqgan_model_path, options.vqgan_config_path
+    if options.vae_path and (model or config):
+        path = f"vqgan_model_path={model}" if model else f"vqgan_config_path={config}"
+        raise OptionError(f"vae_path={options.vae_path} and {path} name two image tokenizers; leave one out")
+    if options.vae_path:
+        return open_vae(options.vae_path)
+    if model and config:
+        return load_vqgan(model, config)
+    if model or config:
+        missing, given = ("vqgan_config_path", model) if model else ("vqgan_model_path", config)
+        raise OptionError(f"{missing} is not set, and {given} alone is half a VQGAN; give weights and configuration")
+    return None
+
+
+def _released_image_tokenizer(options: TokenizerOptions) -> ImageTokenizer:
+    """The one that is meant where no file is named; DALLE-pytorch means the same."""
+    try:
+        return load_released("vqgan_f16_1024" if options.taming else "openai", options.offline)
+    except NotAvailableError as error:
+        meant, other = ("the VQGAN of 1,024 codes", "--no-taming for OpenAI's dVAE")
+        if not options.taming:
+            meant, other = ("OpenAI's dVAE", "--taming for the VQGAN of 1,024 codes")
+        raise OptionError(
+            f"vae_path is not set, which means {meant}, and that cannot be had: {error}. Or name another image "
+            "tokenizer: --vae_path CHECKPOINT, --vqgan_model_path WEIGHTS with --vqgan_config_path CONFIGURATION, or "
+            f"{other}. Or train one with `python train_vae.py --input-folder PICTURES --image-size 256 --num-layers 4 "
+            "--num-tokens 1024` (16x16 codes a picture, as the L16 configurations have)"
+        ) from None
+
+
+def open_tokenizer(options: TextTokenizerOptions, state: Optional[Mapping[str, Any]]) -> Tokenizer:
+    """The text tokenizer that the options name; of a checkpoint's contents, the one it was trained with.
+
+    Raises:
+        OptionError: it cannot be opened.
+        CheckpointError: the one that is named is not the checkpoint's.
+    """
+    if state is None:
+        return load_tokenizer(options.bpe_path, options.chinese, options.hug)
+    tokenizer = tokenizer_from_json(state["tokenizer"])
+    if options.bpe_path or options.chinese:
+        named = load_tokenizer(options.bpe_path, options.chinese, options.hug)
+        if named.identity != tokenizer.identity:
+            what = f"bpe_path={options.bpe_path}" if options.bpe_path else "chinese=True"
+            raise CheckpointError(f"{what} is not the vocabulary that the checkpoint was trained with; leave it out")
+    return tokenizer
