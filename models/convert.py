@@ -46,6 +46,9 @@ class ConvertOptions(Options):
     )
 
 
+GROUPS = (ConvertOptions, TokenizerOptions)
+
+
 def _convert(paths: Sequence[str], conv_window: Optional[str], named: TokenizerOptions) -> Dict[str, Any]:
     """The checkpoint of ours that the files are, or become."""
     if len(paths) == 2:
@@ -66,7 +69,7 @@ def _convert(paths: Sequence[str], conv_window: Optional[str], named: TokenizerO
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """Convert what the command line names."""
     description = "Convert checkpoints of other programs, and ours to theirs."
-    settings = read_settings(description, (ConvertOptions, TokenizerOptions), arguments)
+    settings = read_settings(description, GROUPS, arguments)
     options = settings[ConvertOptions]
     if not options.checkpoint or not options.out:
         missing = "checkpoint" if not options.checkpoint else "out"

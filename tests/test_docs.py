@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import re
 from pathlib import Path
-from typing import List, Set, Tuple
+from typing import Any, Dict, List, Set, Tuple
 
 import pytest
 
@@ -50,3 +50,23 @@ def test_what_the_tables_name_in_its_place_is_an_option(heading: str, command: s
     for _, here in rows(heading):
         named = [name.replace("-", "_") for name in re.findall(r"`--([a-z0-9-]+)", here)]
         assert [name for name in named if name not in spellings(command)] == []
+
+
+COMMANDS = ("train", "train_vae", "train_clip", "generate", "evaluate", "models.convert")
+OTHERS = {"captions", "out", "vocab_size", "from", "to", "help", "config", "config_file", "print_config", "text"}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/shards.md"])
+def test_every_option_that_a_page_names_is_one_of_a_command(page: str) -> None:
+    known = set().union(*(spellings(command) for command in COMMANDS)) | OTHERS | {"samples_per_shard", "out_dir"}
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = {name.replace("-", "_") for name in re.findall(r"--([a-z][a-z0-9_-]+)", text)}
+    assert len(named) > 5 and named - known == set()
+
+
+def test_the_program_in_the_readme_runs() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    found: Dict[str, Any] = {}
+    exec(program, found)
+    assert found["pictures"].shape == (4, 3, 64, 64) and 0 <= found["pictures"].min() <= found["pictures"].max() <= 1

@@ -69,6 +69,14 @@ def test_imports_between_packages_point_one_way(package: str) -> None:
     assert found == []
 
 
+def test_models_touch_no_file_but_where_others_files_are_read() -> None:
+    reading = {Path("models") / name for name in ("foreign.py", "pretrained.py", "convert.py")}
+    found = {
+        path for path in FILES if path.parts[0] == "models" and {"os", "pathlib", "urllib"} & set(imported(parse(path)))
+    }
+    assert found == reading
+
+
 def test_only_commands_import_commands() -> None:
     commands = [path for path in TOP if 'if __name__ == "__main__":' in (ROOT / path).read_text(encoding="utf-8")]
     names = {path.stem for path in commands}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Tuple
+from typing import Any, Set, Tuple
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.attention import Attention
 from models.cache import LayerCache
@@ -83,3 +84,29 @@ def test_dropout_changes_training_and_nothing_else(pattern: Pattern) -> None:
     attention, x = attention_of(pattern, dropout=0.5), sequences(pattern.layout.sequence_len)
     assert not torch.equal(attention(x), attention(x))
     torch.testing.assert_close(attention.eval()(x), dense_attention(attention, x))
+
+
+@pytest.mark.parametrize("stable, rotary_emb", [(False, False), (True, True)])
+def test_a_lower_precision_reaches_every_kind(pattern: Pattern, stable: bool, rotary_emb: bool) -> None:
+    attention = Attention(WIDTH, HEADS, 6, pattern, stable=stable, rotary_emb=rotary_emb)
+    x, written = sequences(pattern.layout.sequence_len).detach().float(), LayerCache(pattern.layout.sequence_len)
+    exact = attention(x)
+    with Precisions() as seen, torch.autocast("cpu", torch.bfloat16):
+        computed = attention(x, written)
+    assert computed.dtype == written.keys.at(0).dtype == torch.bfloat16
+    assert seen.of_products == {torch.bfloat16}
+    torch.testing.assert_close(computed.float(), exact, rtol=0.1, atol=0.05)
+
+
+class Precisions(TorchDispatchMode):
+    """Notes in which types matrix products are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_products: Set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm):
+            self.of_products.add(out.dtype)
+        return out

@@ -126,10 +126,11 @@ def test_no_logit_depends_on_its_own_token_or_a_later_one_and_all_the_next_on_it
         assert changed[position + 1 : position + 2].all()
 
 
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("model", EVERY)
-def test_gradients_reach_every_parameter(make_dalle: Callable[..., Dalle], model: str) -> None:
+def test_gradients_reach_every_parameter(make_dalle: Callable[..., Dalle], model: str, batch: int) -> None:
     dalle = make_dalle(**EVERY[model])
-    dalle(*sample(dalle))[0].backward()
+    dalle(torch.tensor([[3, 7, 1, 5, 0], [9, 2, 8, 4, 6]])[:batch], sample(dalle, batch)[1])[0].backward()
     assert [name for name, p in dalle.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
