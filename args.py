@@ -136,6 +136,11 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as error:
+        if error.filename is None:  # not about a file that somebody named
+            raise
+        print(f"error: {error.filename}: {error.strerror}; check the path and its permissions", file=sys.stderr)
+        raise SystemExit(2) from None
     raise SystemExit(0)
 
 

@@ -13,7 +13,7 @@ import os
 import pickle
 import re
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ from models.options import ClipOptions, TransformerOptions
 from options import Options, UserError, plain_values
 
 _log = logging.getLogger(__name__)
+
+Group = TypeVar("Group", bound=Options)
 
 FORMAT = 1
 _PARTIAL = ".partial"
@@ -93,11 +95,15 @@ class CheckpointFolder:
 def write_atomically(path: Path, state: Mapping[str, Any]) -> None:
     """Write `state` to `path` such that `path` is either the old file or the whole new one, even after a crash."""
     partial = path.with_name(path.name + _PARTIAL)
-    with partial.open("wb") as file:
-        torch.save(dict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -150,18 +156,34 @@ def find_checkpoint(path: str, kind: str) -> Tuple[Path, Dict[str, Any]]:
     raise CheckpointError(f"{place} holds no {kind}_<step>.pt; give the folder of a training run, or a file")
 
 
-def check_same_model(options: Options, saved: Mapping[str, Any]) -> None:
-    """Refuse to resume with another model than the checkpoint's, whose options are `saved`.
+def check_same_model(options: Options, saved: Mapping[str, Any], free: Sequence[str] = ()) -> None:
+    """Refuse to go on with another model than the checkpoint's, whose options are `saved`.
+
+    Args:
+        options: of the model.
+        saved: those of the checkpoint.
+        free: names of options that may differ.
 
     Raises:
-        CheckpointError: names the first option that differs.
+        CheckpointError: names all options that differ, and how the checkpoint's are typed.
     """
-    values = plain_values(options)
-    for field in dataclasses.fields(options):  # type: ignore[arg-type]
-        name, value = field.name, values[field.name]
-        then = saved.get(name, field.default)
-        if value != then:
-            raise CheckpointError(f"{name}={value}, but the checkpoint was trained with {name}={then}; use the latter")
+    values, defaults = plain_values(options), plain_values(type(options)())
+    then = {name: saved.get(name, default) for name, default in defaults.items()}
+    differing = [name for name in values if values[name] != then[name] and name not in free]
+    if differing:
+        here, there = (", ".join(f"{name}={each[name]}" for name in differing) for each in (values, then))
+        typed = " ".join(_as_typed(name, then[name]) for name in differing)
+        raise CheckpointError(f"{here}, but the checkpoint was trained with {there}; use the latter: {typed}")
+
+
+def _as_typed(name: str, value: Any) -> str:
+    """An option as it is typed on the command line."""
+    name = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    if isinstance(value, (list, tuple)):
+        return f"--{name} {','.join(map(str, value))}"
+    return f"--{name} {'none' if value is None else value}"
 
 
 def inference_weights(state: Mapping[str, Any]) -> Dict[str, Tensor]:
@@ -186,14 +208,6 @@ def describe_vae(vae: ImageTokenizer) -> Dict[str, Any]:
     return {"image_tokenizer": describe_image_tokenizer(vae)}
 
 
-def load_vae(path: str) -> ImageTokenizer:
-    """The image tokenizer of a checkpoint, in evaluation mode. Errors as `find_checkpoint`."""
-    _, state = find_checkpoint(path, "vae")
-    vae = build_image_tokenizer(state["image_tokenizer"])
-    vae.load_state_dict(inference_weights(state))
-    return vae.eval()
-
-
 def describe_clip(clip: Clip, tokenizer: Tokenizer) -> Dict[str, Any]:
     """What a checkpoint of kind "clip" says beside the weights: enough to build the model and to read text."""
     return {
@@ -207,7 +221,7 @@ def load_clip(path: str) -> Tuple[Clip, Tokenizer]:
     """The CLIP of a checkpoint, in evaluation mode, and its text tokenizer. Errors as `find_checkpoint`."""
     _, state = find_checkpoint(path, "clip")
     tokenizer = tokenizer_from_json(state["tokenizer"])
-    clip = Clip(ClipOptions(**state["clip"]), tokenizer.vocab_size)
+    clip = Clip(_restore(ClipOptions, state["clip"]), tokenizer.vocab_size)
     clip.load_state_dict(inference_weights(state))
     return clip.eval(), tokenizer
 
@@ -227,9 +241,24 @@ def load_text_to_image(state: Mapping[str, Any]) -> Tuple[TextToImage, Tokenizer
     """The model of a checkpoint's contents, in evaluation mode, and its text tokenizer."""
     tokenizer = tokenizer_from_json(state["tokenizer"])
     image_tokenizer = build_image_tokenizer(state["image_tokenizer"])
-    options = TransformerOptions(**state["transformer"])
+    options = _restore(TransformerOptions, state["transformer"])
     model = TextToImage(
         Dalle(options, tokenizer.vocab_size, image_tokenizer.num_tokens, image_tokenizer.grid), image_tokenizer
     )
     model.load_state_dict(inference_weights(state))
     return model.eval(), tokenizer
+
+
+def _restore(group: Type[Group], saved: Mapping[str, Any]) -> Group:
+    """The options of a checkpoint; those that it does not have yet have their default.
+
+    Raises:
+        CheckpointError: it has one that this program does not know.
+    """
+    known = [field.name for field in dataclasses.fields(group)]  # type: ignore[arg-type]
+    unknown = [name for name in saved if name not in known]
+    if unknown:
+        raise CheckpointError(
+            f"the checkpoint was trained with the option {unknown[0]}, unknown here; use a newer program"
+        )
+    return group(**saved)

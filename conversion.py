@@ -6,9 +6,11 @@ in `models/dalle_pytorch_format.py` and `models/graphcore_format.py`.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Dict, Iterator, Mapping, Optional
 
+import torch
 from torch import Tensor, nn
 
 from bpe.tokenizer import Tokenizer
@@ -26,8 +28,10 @@ from models.dalle_pytorch_format import DalleParts, FormatError
 from models.foreign import ForeignFileError, read_foreign
 from models.image_tokenizer import ImageTokenizer, TextToImage
 from models.options import TransformerOptions
-from options import plain_values
+from models.pretrained import weight_faults
+from options import UserError, plain_values
 
+_ENOUGH_TEXT = 120  # of what is wrong with a file
 _WITHOUT_TRAINING: Dict[str, Any] = {
     "format": FORMAT,
     "optimizer": None,
@@ -53,7 +57,7 @@ def convert_dalle(
     Args:
         contents: of the file.
         tokenizer: of the text.
-        image_tokenizer: to take in place of the one in the file.
+        image_tokenizer: the model's, where it is named; needed for a file that holds none.
         conv_window: the window of conv_like attention, where the release does not tell.
 
     Raises:
@@ -93,6 +97,22 @@ def convert_vae(contents: Any) -> Dict[str, Any]:
     )
 
 
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Within a `with` block, let every error name the file whose contents are converted; they may be anything.
+
+    Raises:
+        FormatError: in place of whatever they lead to.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise FormatError(f"{path}: {error}") from None
+    except Exception as error:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:_ENOUGH_TEXT]}"
+        raise FormatError(f"{path} looks like a checkpoint, and cannot be read as one ({what}); get it anew") from None
+
+
 def is_ours(contents: Any) -> bool:
     """Whether the contents of a file are a checkpoint of this program."""
     return isinstance(contents, Mapping) and isinstance(contents.get("format"), int) and "kind" in contents
@@ -121,6 +141,8 @@ def to_dalle_pytorch(state: Mapping[str, Any], axial_package: str = "0.3") -> Di
                 f"a {description['kind']} has no file in DALLE-pytorch's format; it keeps DiscreteVAE alone"
             )
         return dalle_pytorch_format.write_vae(description["arguments"], inference_weights(state))
+    if state["kind"] != "dalle":
+        raise FormatError(f"a {state['kind']} has no file in DALLE-pytorch's format; it keeps its dalle and vae alone")
     model, tokenizer = load_text_to_image(state)
     return dalle_pytorch_format.write_dalle(
         model.dalle.options,
@@ -151,6 +173,8 @@ def _build_text_to_image(parts: DalleParts, image_tokenizer: Optional[ImageToken
         if parts.image_tokenizer is None:
             raise FormatError("the file holds no image tokenizer; name it with --vqgan-model-path or --vae-path")
         image_tokenizer = rebuild_image_tokenizer(parts.image_tokenizer, parts.image_tokenizer_weights)
+    elif parts.image_tokenizer and not _has_weights(image_tokenizer, parts.image_tokenizer_weights):
+        raise FormatError("the image tokenizer that is named is not the one in the file; leave it out to use that one")
     if image_tokenizer.num_tokens != parts.image_vocab_size:
         raise FormatError(
             f"the image tokenizer has {image_tokenizer.num_tokens} codes, and the file's model was trained with "
@@ -163,7 +187,17 @@ def _build_text_to_image(parts: DalleParts, image_tokenizer: Optional[ImageToken
 
 
 def _load(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    try:
-        module.load_state_dict(weights)
-    except RuntimeError as error:
-        raise FormatError(f"the file's weights are not those its parameters tell of: {error}") from None
+    faults = weight_faults(module, weights)
+    if faults:
+        raise FormatError(f"the file's weights are not those its parameters tell of: it {faults}; give a whole file")
+    module.load_state_dict(dict(weights))
+
+
+def _has_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> bool:
+    """Whether these are the module's weights, but for a rounding to half precision."""
+    own = module.state_dict()
+    common = [name for name in own if name in weights and name != "usage"]  # which other programs do not count
+    return bool(common) and all(
+        own[name].shape == weights[name].shape and torch.allclose(own[name], weights[name], rtol=1e-2, atol=1e-3)
+        for name in common
+    )

@@ -32,7 +32,7 @@ from models.decoding import SamplingOptions
 from models.image_tokenizer import TextToImage
 from models.options import TokenizerOptions
 from opening import open_text_to_image
-from options import OptionError, Options, UserError, option
+from options import LARGEST_SEED, OptionError, Options, UserError, option
 from pictures import labelled_grid, save_image, to_images
 
 _FRAME = {True: (60, 160, 90), False: (210, 50, 50)}
@@ -48,7 +48,7 @@ class EvaluateOptions(Options):
     num_samples: int = option(1024, "samples of the dataset to compute the losses on", minimum=1)
     batch_size: int = option(32, "pictures at once", minimum=1)
     outputs_dir: str = option("outputs", "folder of the labelled grid of pictures")
-    seed: int = option(0, "of the first picture; the next ones follow", minimum=0)
+    seed: int = option(0, "of the first picture; the next ones follow", minimum=0, maximum=LARGEST_SEED)
     device: str = option("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
 
 

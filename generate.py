@@ -17,7 +17,7 @@ from drawing import Drawn, complete_prompt, draw_pictures
 from models.decoding import SamplingOptions
 from models.options import TokenizerOptions
 from opening import open_text_to_image
-from options import OptionError, Options, option
+from options import LARGEST_SEED, OptionError, Options, option
 from pictures import labelled_grid, save_image, to_images
 from priming import PrimingOptions, known_tokens
 from ranking import Ranker, RankingOptions, best, open_ranker
@@ -38,7 +38,9 @@ class GenerateOptions(Options):
     batch_size: int = option(4, "pictures drawn at once", minimum=1)
     outputs_dir: str = option("outputs", "folder of the pictures")
     gentxt: bool = option(False, "let the model complete each prompt before drawing it", aliases=("gentext",))
-    seed: Optional[int] = option(None, "of the first picture; the next ones follow (none: a new one)", minimum=0)
+    seed: Optional[int] = option(
+        None, "of the first picture; the next ones follow (none: a new one)", minimum=0, maximum=LARGEST_SEED
+    )
     device: str = option("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
 
 
@@ -92,6 +94,7 @@ def save_prompt(folder: Path, caption: str, candidates: List[Candidate]) -> None
         save_image(candidate.image, folder / f"{number}.jpg")
     (folder / "caption.txt").write_text(caption + "\n", encoding="utf-8")
     scores = [candidate.score for candidate in candidates if candidate.score is not None]
+    (folder / "scores.json").unlink(missing_ok=True)  # of pictures that these have replaced
     if scores:
         (folder / "scores.json").write_text(json.dumps(scores) + "\n", encoding="utf-8")
 
@@ -104,6 +107,7 @@ def main() -> None:
     model, tokenizer = open_text_to_image(options.dalle_path, settings[TokenizerOptions], options.device)
     known = known_tokens(settings[PrimingOptions], model.image_tokenizer)
     ranker = open_ranker(ranking, model, tokenizer, next(model.parameters()).device)
+    Path(options.outputs_dir).mkdir(parents=True, exist_ok=True)  # what cannot be written to is found out at once
     seed = random.SystemRandom().randrange(2**31) if options.seed is None else options.seed
     seeds = list(range(seed, seed + options.num_images))
     shown: List[Tuple[Image.Image, str]] = []

@@ -27,7 +27,9 @@ class LogOptions(Options):
     )
     keep_n_checkpoints: int = option(0, "how many checkpoints to keep, the newest (0: all)", minimum=0)
     resume: bool = option(False, "go on from the newest whole checkpoint in checkpoint_output_dir, if there is one")
-    pretrained_checkpoint: Optional[str] = option(None, "go on from this checkpoint", aliases=("dalle_path",))
+    pretrained_checkpoint: Optional[str] = option(
+        None, "go on from this checkpoint; with resume, where the run has none yet", aliases=("dalle_path",)
+    )
     log_steps: int = option(1, "optimizer steps between log lines", minimum=1)
     validation_steps: int = option(0, "optimizer steps between validations (0: at the end of every epoch)", minimum=0)
     validation_samples: int = option(1024, "samples of a validation (0: none)", minimum=0)

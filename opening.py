@@ -9,7 +9,7 @@ import torch
 
 from bpe.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_json
 from checkpoint import CheckpointError, find_checkpoint, identity, inference_weights, load_text_to_image
-from conversion import convert_dalle, convert_vae, read_others, rebuild_image_tokenizer
+from conversion import convert_dalle, convert_vae, naming, read_others, rebuild_image_tokenizer
 from models.build import build_image_tokenizer
 from models.dalle_pytorch_format import is_dalle
 from models.image_tokenizer import ImageTokenizer, TextToImage
@@ -36,7 +36,9 @@ def open_dalle(path: str, named: TokenizerOptions) -> Tuple[Path, Dict[str, Any]
         if not is_dalle(contents):
             raise
         tokenizer = load_tokenizer(named.bpe_path, named.chinese, named.hug)
-        return Path(path).expanduser(), convert_dalle(contents, tokenizer, named_image_tokenizer(named))
+        image_tokenizer = named_image_tokenizer(named)
+        with naming(path):
+            return Path(path).expanduser(), convert_dalle(contents, tokenizer, image_tokenizer)
 
 
 def open_text_to_image(path: Optional[str], named: TokenizerOptions, device: str) -> Tuple[TextToImage, Tokenizer]:
@@ -73,7 +75,10 @@ def open_vae(path: str) -> ImageTokenizer:
         contents = read_others(path)
         if contents is None:
             raise
-        state = convert_vae(contents)
+        if is_dalle(contents):
+            raise CheckpointError(f"{path} holds a dalle, and a vae is needed here; give another file") from None
+        with naming(path):
+            state = convert_vae(contents)
     return rebuild_image_tokenizer(state["image_tokenizer"], inference_weights(state))
 
 

@@ -11,6 +11,8 @@ import dataclasses
 import math
 from typing import Any, Dict, Optional, Sequence, Tuple, Union, get_type_hints
 
+LARGEST_SEED = 2**62
+"""Generators take 64 bits, and pictures count on from a seed."""
 Number = Union[int, float]
 _FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
@@ -74,7 +76,8 @@ def convert(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
         OptionError: the value has another type, or lies outside what the option admits.
     """
     if _is_optional(hint):
-        if value is None or (isinstance(value, str) and value.lower() == "none"):
+        typed = value[0] if isinstance(value, list) and len(value) == 1 else value  # of several, words come in a list
+        if value is None or (isinstance(typed, str) and typed.lower() == "none"):
             return None
         hint = _inner(hint)
     if is_several(hint):

@@ -12,11 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from data.images import BadImage, center_square_crop, load_image, to_tensor
-from models.decoding import TO_DRAW
+from models.decoding import PRIMED_SHARE, TO_DRAW
 from models.image_tokenizer import ImageTokenizer
 from options import OptionError, Options, option
 
-PRIMED_SHARE = 14 / 32  # of the rows, as Ramesh et al. 2021 primed
 _REDRAWN = 0.5  # brightness of a mask from which on a pixel is drawn anew
 
 

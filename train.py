@@ -12,7 +12,7 @@ from args import read_settings, run_command
 from bpe.tokenizer import Tokenizer
 from checkpoint import check_same_model, describe_text_to_image
 from data.options import DataOptions
-from drawing import draw_pictures
+from drawing import draw_pictures, encode_prompt
 from engines import open_engine
 from engines.options import IpuOptions, TrainingOptions
 from log import LogOptions, set_up_logging
@@ -25,6 +25,7 @@ from options import plain_values
 from pictures import labelled_grid, to_images
 from training import Trainer, dataset_opener, open_report, open_state
 
+_ONLY_IN_TRAINING = ("null_cond_prob", "ff_dropout", "attn_dropout", "loss_img_weight")
 GROUPS = (TransformerOptions, TokenizerOptions, DataOptions, TrainingOptions, IpuOptions, LogOptions)
 
 
@@ -74,7 +75,10 @@ def main() -> None:
     named = settings[TokenizerOptions]
     state = open_state(logs, DalleTask.kind, lambda path, kind: open_dalle(path, named))
     if state:
-        check_same_model(settings[TransformerOptions], state["transformer"])
+        begins_anew = state["optimizer"] is None
+        check_same_model(
+            settings[TransformerOptions], state["transformer"], free=_ONLY_IN_TRAINING if begins_anew else ()
+        )
     image_tokenizer, tokenizer = open_image_tokenizer(named, state), open_tokenizer(named, state)
     report = open_report(logs)
     opener = dataset_opener(data, training, logs, report)
@@ -89,6 +93,8 @@ def main() -> None:
         model.load_state_dict(state["weights"])
     if logs.sample_prompts:
         prompts = [prompt.strip() for prompt in logs.sample_prompts.split("|")]
+        for prompt in prompts:  # one without words is found out before training
+            encode_prompt(tokenizer, prompt, dalle.text_seq_len)
     task = DalleTask(model, tokenizer, prompts)
     engine = open_engine(model, training, settings[IpuOptions], data.dataloader_workers)
     Trainer(engine, task, dataset, validation, report, training, data, logs, settings.as_dict(), state).run()

@@ -117,6 +117,8 @@ class Trainer:
         self.schedule = Schedule(training, self.total_steps)
         folder = logs.checkpoint_folder
         self.checkpoints = CheckpointFolder(folder, task.kind, logs.keep_n_checkpoints) if folder else None
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)  # what cannot be written to is found out before training
         self.step, self.samples, self.epoch_loss = 0, 0, Mean()
         if state:
             self._load(state)
@@ -300,25 +302,33 @@ def open_state(
 
     Raises:
         CheckpointError: it cannot be read.
-        TrainingError: a fresh run would mix its checkpoints with those of an earlier one.
+        TrainingError: the run would mix its checkpoints with those of an earlier one.
     """
-    if logs.pretrained_checkpoint:
-        path, state = find(logs.pretrained_checkpoint, kind)
-    else:
-        folder = CheckpointFolder(logs.checkpoint_folder, kind) if logs.checkpoint_folder else None
-        files = folder.files() if folder else []
-        if not folder or not files:
-            return None
-        if not logs.resume:
-            raise TrainingError(
-                f"checkpoint_output_dir={folder.folder} holds {files[0].name} of an earlier run; add --resume to go on "
-                "from it, or give another --output-dir"
-            )
-        newest = folder.newest()
-        assert newest is not None, "a folder with checkpoints has a newest one"
-        path, state = newest
+    folder = CheckpointFolder(logs.checkpoint_folder, kind) if logs.checkpoint_folder else None
+    newest = folder.newest() if folder and logs.resume else None
+    if newest is None and logs.pretrained_checkpoint is None:
+        _refuse_to_mix(logs, folder, None)
+        return None
+    path, state = newest or find(str(logs.pretrained_checkpoint), kind)
+    if newest is None:
+        _refuse_to_mix(logs, folder, path)
     print(f"going on from {path}, step {state['step']}", flush=True)
     return state
+
+
+def _refuse_to_mix(logs: LogOptions, folder: Optional[CheckpointFolder], begin: Optional[Path]) -> None:
+    """Refuse checkpoints of an earlier run in the folder, unless the newest is what the run begins with.
+
+    Raises:
+        TrainingError: there are some.
+    """
+    files = folder.files() if folder else []
+    if folder and files and (begin is None or begin.resolve() != files[0].resolve()):
+        place = "output-dir" if logs.checkpoint_output_dir is None else "checkpoint-output-dir"
+        raise TrainingError(
+            f"checkpoint_output_dir={folder.folder} holds {files[0].name} of an earlier run; add --resume to go on "
+            f"from it, or give another --{place}"
+        )
 
 
 def dataset_opener(data: DataOptions, training: TrainingOptions, logs: LogOptions, report: DataReport) -> DatasetOpener:

@@ -30,7 +30,11 @@ UNREADABLE_SHARD = "unreadable shard"
 _EXTENSIONS = (".tar", ".tar.gz", ".tgz")
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # how gzip, bzip2 and xz begin
 _LARGEST = 1 << 28  # bytes of a member; what claims more is no picture or caption
-_META = re.compile("__[^/]*__($|/)")  # names that webdataset keeps for itself
+_LARGEST_CLAIM = 1 << 50  # bytes of any member; what claims more is damage, and a place that cannot be sought
+_LARGEST_PREFIX = 1 << 20  # bytes of what stands before a header and is read whole: long names and pax records
+_PREFIXES = (
+    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
+)  # fmt: skip
 _OUTSIDE = re.compile(r"^[/\\]|^[A-Za-z]:[/\\]|(^|[/\\])\.\.([/\\]|$)")
 _BROKEN = (OSError, EOFError, tarfile.TarError, zlib.error)  # what reading a damaged or interrupted shard raises
 _PAUSES = (1.0, 5.0, 20.0)  # seconds before a remote shard is asked for again
@@ -118,11 +122,20 @@ def is_remote(shard: str) -> bool:
 
 
 def is_seekable(shard: str) -> bool:
-    """Whether a shard is a file whose members can be read at their offsets: a local one, not compressed."""
-    if is_remote(shard) or not os.path.isfile(shard):
+    """Whether a shard is a file whose members can be read at their offsets: a local one, not compressed.
+
+    Raises:
+        DataError: it cannot be opened.
+    """
+    if is_remote(shard):
         return False
-    with open(shard, "rb") as file:
-        return not file.read(8).startswith(_COMPRESSED)
+    try:
+        with open(shard, "rb") as file:
+            return file.seekable() and not file.read(8).startswith(_COMPRESSED)
+    except OSError as error:
+        raise DataError(
+            f"the shard {shard} cannot be opened ({error.strerror}); mend that, or take it out of the folder"
+        ) from None
 
 
 def read_shard(shard: str, keys: Keys, skip: Skip) -> Iterator[ShardSample]:
@@ -137,7 +150,7 @@ def read_shard(shard: str, keys: Keys, skip: Skip) -> Iterator[ShardSample]:
     for pause in (*(_PAUSES if is_remote(shard) else ()), None):
         try:
             with _opened(shard) as file:
-                with tarfile.open(fileobj=file, mode="r|*", tarinfo=_Header) as archive:
+                with _streamed(file) as archive:
                     for sample in itertools.islice(_samples(archive, shard, keys, skip, read=True), given, None):
                         given += 1
                         yield sample
@@ -154,25 +167,60 @@ def read_shard(shard: str, keys: Keys, skip: Skip) -> Iterator[ShardSample]:
 def look_into_shard(shard: str, keys: Keys, skip: Skip) -> Iterator[ShardSample]:
     """As `read_shard` for a local file, without the members' bytes; where nothing is compressed, by their headers."""
     try:
-        mode = "r:" if is_seekable(shard) else "r|*"
-        with open(shard, "rb") as file:
-            archive = tarfile.open(fileobj=file, mode=mode, tarinfo=_Header)  # type: ignore[call-overload]  # noqa: SIM115
+        with open(shard, "rb") as file, _sought(file) if is_seekable(shard) else _streamed(file) as archive:
             yield from _samples(archive, shard, keys, skip, read=False)
     except _BROKEN as error:
         skip(UNREADABLE_SHARD, shard, str(error))
 
 
+class _Ending:
+    """A file that ends: to skip what is not there, tarfile would go on reading nothing, as often as its size claims."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._ended = file, False
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        if not data and self._ended:
+            raise EOFError("unexpected end of data")
+        self._ended = not data
+        return data
+
+
+def _sought(file: BinaryIO) -> tarfile.TarFile:
+    return tarfile.open(fileobj=file, mode="r:", tarinfo=_Header)
+
+
+def _streamed(file: BinaryIO) -> tarfile.TarFile:
+    return tarfile.open(fileobj=_Ending(file), mode="r|*", tarinfo=_Header)  # type: ignore[call-overload, no-any-return]
+
+
 class _Header(tarfile.TarInfo):
-    """A member's header. A damaged one, or none, is an error; tarfile takes these for the end of the archive."""
+    """A member's header. A damaged one, or none, is a `ReadError`.
+
+    tarfile takes some of these for the end of the archive, goes in circles where a size is below zero, and lets through
+    whatever else their bytes lead it to.
+    """
 
     @classmethod
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> Any:
+        header = super().frombuf(buf, encoding, errors)
+        return _plausible(header, _LARGEST_PREFIX if header.type in _PREFIXES else _LARGEST_CLAIM)
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Any:
         try:
-            return super().frombuf(buf, encoding, errors)
-        except tarfile.HeaderError as error:
-            if len(buf) == tarfile.BLOCKSIZE and not bytes(buf).strip(b"\0"):
-                raise  # the mark of the end
+            return _plausible(super().fromtarfile(archive), _LARGEST_CLAIM)  # pax records may have changed the size
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the mark of the end
+            raise
+        except (tarfile.HeaderError, ValueError, LookupError, ArithmeticError) as error:
             raise tarfile.ReadError(f"cut off, or a damaged header ({error})") from None
+
+
+def _plausible(header: tarfile.TarInfo, most: int) -> tarfile.TarInfo:
+    if not 0 <= header.size <= most:
+        raise tarfile.ReadError(f"a damaged header, which claims {header.size} bytes")
+    return header
 
 
 def _samples(archive: tarfile.TarFile, shard: str, keys: Keys, skip: Skip, read: bool) -> Iterator[ShardSample]:
@@ -209,7 +257,7 @@ def _headers(archive: tarfile.TarFile, shard: str, skip: Skip) -> Iterator[tarfi
                 f"{shard} has the member {header.name!r}, whose name leads out of the archive; such shards are "
                 "refused. Nothing was unpacked; make the shard anew from a source you trust"
             )
-        if header.isdir() or _META.match(header.name):
+        if header.isdir():
             continue
         if not header.isreg() or header.issparse():
             skip("member that is no file", f"{shard}#{header.name}", "")
@@ -268,16 +316,21 @@ def _command(shard: str) -> str:
 
 def _expand(name: str, address: str) -> List[str]:
     """The addresses of a brace range."""
-    if address.startswith("pipe:") and not any(address in argument for argument in sys.argv):
-        raise OptionError(
-            f"{name}={address} is a command, and it does not stand on the command line; commands are taken from there "
-            f"only, never from a file. Type it: --{name.replace('_', '-')} '{address}'"
-        )
     try:
         shards: List[str] = import_webdataset(".shardlists").expand_urls(address)
     except (AssertionError, ValueError) as error:
         raise OptionError(f"{name}={address} cannot be expanded ({error}); write ranges as {{000..123}}") from None
+    # judged as expanded: a range can begin with a brace, and `::` puts addresses one after the other
+    if any(shard.startswith("pipe:") for shard in shards) and not _is_typed(address):
+        raise OptionError(
+            f"{name}={address} is a command, and it does not stand on the command line; commands are taken from there "
+            f"only, never from a file. Type it: --{name.replace('_', '-')} '{address}'"
+        )
     return shards
+
+
+def _is_typed(address: str) -> bool:
+    return any(address in (argument, argument.partition("=")[2]) for argument in sys.argv)
 
 
 def _known(name: str, shard: str) -> str:
@@ -298,9 +351,14 @@ def _known(name: str, shard: str) -> str:
 
 
 def _files_below(folder: Path) -> List[Path]:
-    """The files below a folder, sorted, without hidden ones."""
-    found = []
-    for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    """The files below a folder, sorted, without hidden ones; links are followed, but no folder is entered twice."""
+    found, entered = [], set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(root, name) for name in files if not name.startswith(".")]
     return sorted(found)

@@ -5,6 +5,7 @@ So a sample is the same with any number of loader workers, after a resume, and o
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from pathlib import Path
@@ -89,11 +90,14 @@ class SampleDataset(Dataset):  # type: ignore[type-arg]
             DataError: not one image can be used.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
+        if not 0 <= index < len(self.places):
+            raise IndexError(f"sample {index} of {len(self.places)}")
+        return self._usable(index, self._rng(epoch, index))
+
+    def _usable(self, index: int, rng: random.Random) -> Any:
+        """The sample at `index`, or the next usable one after it."""
         total = len(self.places)
-        if not 0 <= index < total:
-            raise IndexError(f"sample {index} of {total}")
-        rng = self._rng(epoch, index)
-        for position in (*range(index, total), *range(index)):
+        for position in itertools.chain(range(index, total), range(index)):
             try:
                 return self._sample(position, rng)
             except BadImage as bad:

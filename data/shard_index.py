@@ -29,6 +29,7 @@ COLUMNS = ("image offset", "image bytes", "captions offset", "captions bytes", "
 class ShardIndex(NamedTuple):
     """What a local shard holds."""
 
+    identity: str  # of the file that was looked into, see `identify`
     samples: int
     names: str  # of the images, one after the other; empty when the shard is compressed
     members: Tensor  # int64 (samples, 6), see `COLUMNS`; (0, 6) when the shard is compressed
@@ -74,11 +75,10 @@ def index_shards(
     known, fresh = _load_index(cache), 0
     indexes = []
     for shard in shards:
-        identity = _identity(shard, keys)
-        if known.get(shard, {}).get("identity") != identity:
+        if known.get(shard, {}).get("identity") != identify(os.stat(shard), keys):
             if not fresh:
                 _log.info("counting the samples of %d shards", len(shards))
-            known[shard], fresh = {"identity": identity, **_look_into(shard, keys)._asdict()}, fresh + 1
+            known[shard], fresh = _look_into(shard, keys)._asdict(), fresh + 1
         indexes.append(ShardIndex(*(known[shard][name] for name in ShardIndex._fields)))
         for finding in indexes[-1].findings:
             report.skip(*finding)
@@ -118,6 +118,7 @@ def _look_into(shard: str, keys: Keys) -> ShardIndex:
     findings: List[List[str]] = []
     names: List[str] = []
     rows: List[List[int]] = []
+    identity = identify(os.stat(shard), keys)
     count, end, seekable = 0, 0, is_seekable(shard)
     for image, caption in look_into_shard(shard, keys, lambda *finding: findings.append(list(finding))):
         count += 1
@@ -126,12 +127,12 @@ def _look_into(shard: str, keys: Keys) -> ShardIndex:
             names.append(image.name)
             text = [caption.offset, caption.size, keys.caption.index(caption.key)] if caption else [0, 0, 0]
             rows.append([image.offset, image.size, *text, end])
-    return ShardIndex(count, "".join(names), torch.tensor(rows, dtype=torch.int64).view(-1, len(COLUMNS)), findings)
+    members = torch.tensor(rows, dtype=torch.int64).view(-1, len(COLUMNS))
+    return ShardIndex(identity, count, "".join(names), members, findings)
 
 
-def _identity(shard: str, keys: Keys) -> str:
+def identify(stat: os.stat_result, keys: Keys) -> str:
     """What an index holds for: the file as it is, and the keys."""
-    stat = os.stat(shard)
     return f"{stat.st_size}/{stat.st_mtime_ns}/{';'.join(keys.image)},{';'.join(keys.caption)}"
 
 

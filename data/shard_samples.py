@@ -81,7 +81,7 @@ def parse_captions(member: Member) -> List[str]:
     try:
         text = member.data.decode("utf-8-sig")
         found = _captions_of(json.loads(text)) if is_json or text.lstrip()[:1] in ("{", "[") else None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if isinstance(error, UnicodeDecodeError) or is_json:
             raise BadImage("unreadable caption file", f"{member.name}: {error}") from None
         found = None
@@ -91,7 +91,7 @@ def parse_captions(member: Member) -> List[str]:
             raise BadImage(
                 "unreadable caption file", f"{member.name} is neither a text nor a list, nor has it {fields}"
             )
-        found = text.splitlines()
+        found = list(io.StringIO(text, newline=None))  # the lines of a text file; a text has other ends of lines, too
     captions = [caption for caption in map(clean_caption, found) if caption]
     if not captions:
         raise BadImage("empty caption file", member.name)

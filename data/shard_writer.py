@@ -97,8 +97,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         options = DataOptions(
             input_folder=args.input_folder, captions_folder=args.captions_folder, annotations=args.annotations
         )
-        wds = args.wds.split(",")
-        if len(wds) != 2 or not all(key.replace(".", "").isalnum() for key in wds):
+        wds = [key.strip().lower().lstrip(".") for key in args.wds.split(",")]
+        if len(set(wds)) != 2 or not all(key.replace(".", "").isalnum() for key in wds):
             raise DataError(f"wds={args.wds} is no pair of keys; name the image's and the captions', as in img,cap")
         pairs = open_pairs(options, args.split, report)
         shards = write_shards(pairs, Path(args.out_dir), args.samples_per_shard, wds)

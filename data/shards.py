@@ -17,6 +17,7 @@ import collections
 import concurrent.futures
 import itertools
 import logging
+import os
 import random
 from pathlib import Path
 from typing import (
@@ -49,17 +50,18 @@ from data.archives import (
     parse_keys,
     read_shard,
 )
-from data.dataset import SampleDataset
+from data.dataset import Key, SampleDataset
 from data.images import BadImage
 from data.options import DataOptions
 from data.report import DataError, DataReport
-from data.shard_index import INDEX, ShardIndex, ShardTable, check_shards, index_shards
+from data.shard_index import INDEX, ShardIndex, ShardTable, check_shards, identify, index_shards
 from data.shard_order import Piece, ShardOrder
 from data.shard_samples import SampleReader, parse_captions
 from options import OptionError
 
 _log = logging.getLogger(__name__)
 
+_CHANGED = "sample of a shard that changed after it was counted"
 _FEWEST_JUDGED = 1000  # samples of a stream, before a share of unusable ones means anything
 Item = TypeVar("Item")
 Span = Tuple[int, int, int]  # number of a pass, and from which of its samples to which
@@ -71,6 +73,7 @@ class Stored(NamedTuple):
     shard: int
     number: int
     sample: ShardSample
+    again: int = 0  # how often a pass has gone through all samples before
 
 
 class StoredSamples(SampleDataset):
@@ -81,15 +84,19 @@ class StoredSamples(SampleDataset):
         self.reader = reader
 
     def stored(self, position: int) -> Stored:
-        """The sample at a position, as it is stored."""
+        """The sample at a position, as it is stored.
+
+        Raises:
+            BadImage: it cannot be read any more.
+        """
         raise NotImplementedError
 
     def prompts(self, count: int) -> List[str]:
         """The first caption of at most `count` samples, spread evenly."""
         found = []
         for position in range(0, len(self.places), max(len(self.places) // count, 1)):
-            sample = self.stored(position).sample
             try:
+                sample = self.stored(position).sample
                 found += parse_captions(sample.caption)[:1] if sample.caption else []
             except BadImage:
                 continue  # reported when it is trained on
@@ -101,6 +108,8 @@ class StoredSamples(SampleDataset):
 
 class ShardDataset(StoredSamples):
     """Local shards that are not compressed: every sample is read at its offset.
+
+    An index beyond the samples there are goes through them again, cut and captioned anew.
 
     Args:
         shards: their paths.
@@ -131,10 +140,22 @@ class ShardDataset(StoredSamples):
         """Samples of one epoch of this rank."""
         return self._epoch_samples // self._order.world_size
 
+    def __getitem__(self, key: Key) -> Any:
+        """Return the sample of `(epoch, index)`, or of `index` in epoch 0, which then is below the length.
+
+        Raises:
+            DataError: not one sample can be used.
+        """
+        if not isinstance(key, tuple) and not 0 <= key < len(self):
+            raise IndexError(f"sample {key} of {len(self)}")
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        again, position = divmod(index, len(self._table))
+        return self._usable(position, _rng(self.seed, epoch, again, *self._table.find(position)))
+
     def order(self, number: int) -> Iterator[int]:
         """The indices of this rank's samples in pass `number`, and again after they are all through, without end."""
-        starts = self._table.starts
         for again in itertools.count():
+            starts = [again * len(self._table) + start for start in self._table.starts]
             pieces = self._order.pieces(number, again)
             indices = (
                 starts[shard] + n for shard, first, last, step in pieces for n in range(first, last or first, step)
@@ -146,15 +167,17 @@ class ShardDataset(StoredSamples):
         shard, number = self._table.find(position)
         image, image_size, caption, caption_size, key, _ = self._table.indexes[shard].members[number].tolist()
         place = self.places[position]
-        with open(self._table.shards[shard], "rb") as file:
-            picture = _member(file, place, "", image, image_size)
-            if not caption_size:
-                return Stored(shard, number, ShardSample(picture, None))
-            captions = _member(file, place, self._keys.caption[key], caption, caption_size)
-            return Stored(shard, number, ShardSample(picture, captions))
-
-    def _rng(self, epoch: int, index: int) -> random.Random:
-        return _rng(self.seed, epoch, *self._table.find(index))
+        try:
+            with open(self._table.shards[shard], "rb") as file:
+                if identify(os.fstat(file.fileno()), self._keys) != self._table.indexes[shard].identity:
+                    raise BadImage(_CHANGED, "a resumed run counts it anew")
+                picture = _member(file, place, "", image, image_size)
+                if not caption_size:
+                    return Stored(shard, number, ShardSample(picture, None))
+                captions = _member(file, place, self._keys.caption[key], caption, caption_size)
+                return Stored(shard, number, ShardSample(picture, captions))
+        except OSError as error:
+            raise BadImage(_CHANGED, str(error)) from None
 
 
 class HeldSamples(StoredSamples):
@@ -171,7 +194,7 @@ class HeldSamples(StoredSamples):
         return self._held[position]
 
     def _rng(self, epoch: int, index: int) -> random.Random:
-        return _rng(self.seed, epoch, self._held[index].shard, self._held[index].number)
+        return _rng(self.seed, epoch, 0, self._held[index].shard, self._held[index].number)
 
 
 class ShardStream(Dataset):  # type: ignore[type-arg]
@@ -238,8 +261,9 @@ class ShardStream(Dataset):  # type: ignore[type-arg]
 
         def decode(stored: Stored) -> Any:
             place = _place(self.shards[stored.shard], stored.sample)
+            rng = _rng(self.seed, number, stored.again, stored.shard, stored.number)
             try:
-                return self.reader.read(stored.sample, place, _rng(self.seed, number, stored.shard, stored.number))
+                return self.reader.read(stored.sample, place, rng)
             except BadImage as bad:
                 return _Unusable(place, bad)
 
@@ -266,7 +290,7 @@ class ShardStream(Dataset):  # type: ignore[type-arg]
             for stored in self._order.draw((s for piece in pieces for s in self._piece(piece)), number, again):
                 nothing = False
                 self._judged += not again
-                yield stored
+                yield stored._replace(again=again)
             if nothing:
                 raise self._nothing()
             if not again:
@@ -425,8 +449,9 @@ def _place(shard: str, sample: ShardSample) -> str:
     return f"{shard}#{sample.image.name}"
 
 
-def _rng(seed: int, number: int, shard: int, sample: int) -> random.Random:
-    return random.Random(f"{seed}/{number}/{shard}/{sample}")  # a text is seeded through SHA-512, alike everywhere
+def _rng(seed: int, number: int, again: int, shard: int, sample: int) -> random.Random:
+    # a text is seeded through SHA-512, alike everywhere
+    return random.Random(f"{seed}/{number}/{again}/{shard}/{sample}")
 
 
 if __name__ == "__main__":

@@ -241,7 +241,7 @@ def has_bf16_instructions() -> bool:
 def _refuse_ipu_only(ipu: IpuOptions) -> None:
     changed = [f.name for f in dataclasses.fields(ipu) if getattr(ipu, f.name) != f.default]
     for name in _ONLY_ON_IPU:
-        if name in changed:
+        if getattr(ipu, name):
             raise OptionError(f"{name}={getattr(ipu, name)} is for IPUs, and engine is host; leave {name} out")
     if changed:
         _log.info("for IPUs only, without effect on the host engine: %s", ", ".join(changed))

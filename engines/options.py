@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Optional, Tuple
 
-from options import OptionError, Options, option
+from options import LARGEST_SEED, OptionError, Options, option
 
 OPTIMIZERS = ("Adam", "AdamW")
 SCHEDULES = ("multi_step", "constant", "ReduceLROnPlateau", "cosine")
@@ -23,7 +23,9 @@ class TrainingOptions(Options):
     device_iterations: int = option(1, "optimizer steps of one call of the engine", minimum=1)
     epochs: int = option(1, "passes through the dataset", minimum=1)
     max_steps: Optional[int] = option(None, "optimizer steps, in place of epochs", minimum=1)
-    random_seed: int = option(42, "seed of weights, order and choices", minimum=0, aliases=("seed",))
+    random_seed: int = option(
+        42, "seed of weights, order and choices", minimum=0, maximum=LARGEST_SEED, aliases=("seed",)
+    )
     optimizer: str = option("Adam", "Adam or AdamW", choices=OPTIMIZERS)
     learning_rate: float = option(3e-4, "the schedule's highest learning rate", minimum=0)
     lr_scheduler: str = option("ReduceLROnPlateau", ", ".join(SCHEDULES), choices=SCHEDULES)

@@ -8,6 +8,7 @@ from models.image_tokenizer import ImageTokenizer
 from models.openai_vae import OpenAIVAE
 from models.vae import DiscreteVAE
 from models.vqgan import VQGan
+from options import UserError
 
 IMAGE_TOKENIZERS: Dict[str, Type[ImageTokenizer]] = {made.kind: made for made in (DiscreteVAE, VQGan, OpenAIVAE)}
 
@@ -21,9 +22,9 @@ def build_image_tokenizer(description: Dict[str, Any]) -> ImageTokenizer:
     """The image tokenizer that `describe_image_tokenizer` described, with fresh weights.
 
     Raises:
-        ValueError: no image tokenizer of that kind is known.
+        UserError: no image tokenizer of that kind is known.
     """
     kind = description["kind"]
     if kind not in IMAGE_TOKENIZERS:
-        raise ValueError(f"image tokenizer {kind!r} is none of {', '.join(IMAGE_TOKENIZERS)}; use a newer program")
+        raise UserError(f"image tokenizer {kind!r} is none of {', '.join(IMAGE_TOKENIZERS)}; use a newer program")
     return IMAGE_TOKENIZERS[kind](**description["arguments"])

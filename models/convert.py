@@ -13,8 +13,8 @@ from typing import Any, Dict, Optional, Sequence, Tuple
 
 from args import read_settings, run_command
 from bpe.tokenizer import load_tokenizer
-from checkpoint import write_atomically
-from conversion import convert_dalle, convert_vae, is_ours, to_dalle_pytorch, vae_state
+from checkpoint import read_checkpoint, write_atomically
+from conversion import convert_dalle, convert_vae, is_ours, naming, to_dalle_pytorch, vae_state
 from models import dalle_pytorch_format
 from models.foreign import read_foreign
 from models.options import TokenizerOptions
@@ -57,13 +57,17 @@ def _convert(paths: Sequence[str], conv_window: Optional[str], named: TokenizerO
         raise OptionError(f"checkpoint={','.join(paths)} names {len(paths)} files; name one, or OpenAI's two")
     if Path(paths[0]).suffix == ".ckpt" and named.vqgan_config_path:
         return vae_state(load_vqgan(paths[0], named.vqgan_config_path))
-    contents = read_foreign(Path(paths[0]).expanduser())
+    path = Path(paths[0]).expanduser()
+    contents = read_foreign(path)
     if is_ours(contents):
-        return contents
+        return read_checkpoint(path, contents["kind"])
     if dalle_pytorch_format.is_dalle(contents):
         tokenizer = load_tokenizer(named.bpe_path, named.chinese, named.hug)
-        return convert_dalle(contents, tokenizer, named_image_tokenizer(named), conv_window)
-    return convert_vae(contents)
+        image_tokenizer = named_image_tokenizer(named)
+        with naming(paths[0]):
+            return convert_dalle(contents, tokenizer, image_tokenizer, conv_window)
+    with naming(paths[0]):
+        return convert_vae(contents)
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
@@ -74,9 +78,11 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     if not options.checkpoint or not options.out:
         missing = "checkpoint" if not options.checkpoint else "out"
         raise OptionError(f"{missing} is not set; name the file to read with --from and the one to write with --to")
+    out = Path(options.out).expanduser()
+    if out.exists():
+        raise OptionError(f"out={options.out} exists already; remove it, or name another file")
     state = _convert(options.checkpoint, options.conv_window, settings[TokenizerOptions])
     written = state if options.format == "ours" else to_dalle_pytorch(state, options.axial_package)
-    out = Path(options.out).expanduser()
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, written)
     print(f"wrote {out}: the {state['kind']} of {' and '.join(options.checkpoint)}, format {options.format}")

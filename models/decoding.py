@@ -20,6 +20,7 @@ from models.dalle import PADDING, Dalle
 from options import Options, option
 
 TO_DRAW = -1  # in place of a token that is not known
+PRIMED_SHARE = 14 / 32  # of a picture that drawing begins with, as Ramesh et al. 2021 primed
 
 
 @dataclasses.dataclass(frozen=True)

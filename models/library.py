@@ -17,15 +17,13 @@ from torch import Tensor, nn
 from models import vae as discrete_vae
 from models.clip import Clip
 from models.dalle import PADDING, Dalle, drop_texts
-from models.decoding import TO_DRAW, SamplingOptions, complete_text, draw_image_tokens
+from models.decoding import PRIMED_SHARE, TO_DRAW, SamplingOptions, complete_text, draw_image_tokens
 from models.image_tokenizer import ImageTokenizer
 from models.openai_vae import OpenAIVAE
 from models.options import ClipOptions, TransformerOptions
 from models.pretrained import load_released, load_vqgan
 from models.vqgan import VQGan
 from options import OptionError
-
-PRIMED_SHARE = 0.4375  # of a picture's tokens, where the caller names no number: 14 of 32 rows
 
 
 class _Codebook(ImageTokenizer):

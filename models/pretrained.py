@@ -356,6 +356,14 @@ def _load_weights(module: nn.Module, weights: Mapping[str, Tensor], path: Path, 
     Raises:
         PretrainedError: names or shapes are not the module's.
     """
+    faults = weight_faults(module, weights)
+    if faults:
+        raise PretrainedError(f"{path} is not {what}: it {faults}. Give files that belong together")
+    module.load_state_dict(dict(weights))
+
+
+def weight_faults(module: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """How weights differ from a module's own in names and shapes, as a phrase; empty when they do not."""
     own = module.state_dict()
     shapes = {name: (list(weights[name].shape), list(own[name].shape)) for name in own if name in weights}
     found = {
@@ -363,10 +371,7 @@ def _load_weights(module: nn.Module, weights: Mapping[str, Tensor], path: Path, 
         "has besides": [name for name in weights if name not in own],
         "differs in shape:": [f"{name} {its} for {right}" for name, (its, right) in shapes.items() if its != right],
     }
-    faults = [f"{fault} {_first_names(names)}" for fault, names in found.items() if names]
-    if faults:
-        raise PretrainedError(f"{path} is not {what}: it {'; '.join(faults)}. Give files that belong together")
-    module.load_state_dict(dict(weights))
+    return "; ".join(f"{fault} {_first_names(names)}" for fault, names in found.items() if names)
 
 
 def _first_names(names: List[str]) -> str:

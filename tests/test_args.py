@@ -278,6 +278,15 @@ def test_what_the_user_can_mend_is_told_in_one_line(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == "error: batch_size=0 is below 1\n"
 
 
+def test_a_path_that_cannot_be_used_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as leave:
+        run_command(lambda: (tmp_path / "file" / "folder").mkdir())
+    assert leave.value.code == 2
+    said = f"error: {tmp_path / 'file' / 'folder'}: Not a directory; check the path and its permissions\n"
+    assert capsys.readouterr().err == said
+
+
 def test_what_only_we_can_mend_keeps_its_traceback() -> None:
     def main() -> None:
         raise KeyError("weights")

@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 import checkpoint
-from bpe.tokenizer import load_tokenizer
+from args import read_settings
+from bpe.tokenizer import HuggingFaceTokenizer, load_tokenizer
+from bpe.train import train_vocabulary
 from checkpoint import (
     CheckpointError,
     CheckpointFolder,
@@ -24,7 +26,6 @@ from checkpoint import (
     identity,
     inference_weights,
     load_text_to_image,
-    load_vae,
     read_checkpoint,
     write_atomically,
 )
@@ -32,6 +33,8 @@ from models.dalle import Dalle
 from models.image_tokenizer import TextToImage
 from models.options import TransformerOptions
 from models.vae import DiscreteVAE
+from opening import open_vae
+from options import UserError
 
 VOCABULARY = Path(__file__).resolve().parent.parent / "bpe" / "coco8192.json"
 STATE = {"weights": {"a": torch.arange(1000.0)}, "average": None}
@@ -141,6 +144,7 @@ def test_a_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, STATE)
     assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["dalle_1.pt"]
 
 
 def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +215,7 @@ def test_a_saved_image_tokenizer_is_read_back_to_draw_with(tmp_path: Path, avera
     if averaged:
         state["average"] = {"step": 1, "weights": dict(average.named_parameters())}
     CheckpointFolder(tmp_path, "vae").save(1, copy.deepcopy(state))
-    read = load_vae(str(tmp_path))
+    read = open_vae(str(tmp_path))
     assert not read.training
     assert identity(read) == identity(average if averaged else vae)
 
@@ -248,6 +252,36 @@ def test_another_model_than_the_checkpoints_is_refused_by_the_option_that_differ
     check_same_model(TransformerOptions(**saved), plain)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match=message):
         check_same_model(TransformerOptions(**{**saved, **options}), plain)
+
+
+def test_all_options_that_differ_are_named_at_once_with_what_to_type() -> None:
+    saved = {
+        "hidden_size": 8,
+        "attn_types": ["axial_row", "full"],
+        "reversible": True,
+        "shared_attn_ids": None,
+        "ff_dropout": 0.1,
+    }
+    options = TransformerOptions(hidden_size=16, stable=True, shared_attn_ids=("a",), ff_dropout=0.2)
+    with pytest.raises(CheckpointError) as error:
+        check_same_model(options, saved, free=("ff_dropout",))
+    here, there = str(error.value).split(", but the checkpoint was trained with ")
+    assert here == "hidden_size=16, attn_types=['full'], reversible=False, stable=True, shared_attn_ids=['a']"
+    typed = there.split("; use the latter: ")[1]
+    assert typed == "--hidden-size 8 --attn-types axial_row,full --reversible --no-stable --shared-attn-ids none"
+    words = [*typed.split(), "--ff-dropout", "0.2"]
+    typed_options = read_settings("Try.", [TransformerOptions], words)[TransformerOptions]
+    check_same_model(typed_options, saved, free=("ff_dropout",))
+
+
+def test_a_checkpoint_of_a_newer_program_is_refused_by_the_option_that_is_new(tmp_path: Path) -> None:
+    vae = DiscreteVAE(image_size=8, num_tokens=4, codebook_dim=2, num_layers=1, hidden_dim=2)
+    text = {"tokenizer": HuggingFaceTokenizer(train_vocabulary(["a"], 260)).to_json()}
+    image = describe_vae(vae)
+    with pytest.raises(CheckpointError, match="trained with the option newest, unknown here; use a newer program"):
+        load_text_to_image({**text, **image, "transformer": {"newest": 1}})
+    with pytest.raises(UserError, match="image tokenizer 'newest' is none of .*; use a newer program"):
+        load_text_to_image({**text, "image_tokenizer": {"kind": "newest"}, "transformer": {}})
 
 
 def test_the_identity_differs_when_a_single_weight_or_its_name_does() -> None:

@@ -13,6 +13,7 @@ import train
 import train_clip
 import train_vae
 from args import CONFIGS, read_settings
+from log import LogOptions
 
 ENTRIES: List[str] = list(yaml.safe_load(CONFIGS.read_text(encoding="utf-8")))
 COMMANDS: Dict[str, ModuleType] = {"demo_vae": train_vae, "clip": train_clip}  # of the others: train
@@ -27,7 +28,6 @@ SHARED: Dict[str, Any] = {
     "loss_img_weight": 7,
     "text_seq_len": 80,
     "truncate_captions": True,
-    "checkpoint_output_dir": "./output/ckpt",
     "wandb": False,
     "device_iterations": 1,
     "optimizer": "Adam",
@@ -168,6 +168,21 @@ def test_every_entry_is_understood_by_its_command(entry: str) -> None:
 def test_the_configurations_of_graphcore_have_graphcores_values(entry: str) -> None:
     settings = read_settings("Try.", train.GROUPS, ["--config", entry]).as_dict()
     assert {name: settings[name] for name in TABLE[entry]} == TABLE[entry]
+
+
+@pytest.mark.parametrize("entry", TABLE)
+def test_checkpoints_lie_where_graphcore_s_do_and_move_with_the_output_folder(entry: str) -> None:
+    for words, folder in (((), "output/ckpt"), (("--output-dir", "runs"), "runs/ckpt")):
+        settings = read_settings("Try.", train.GROUPS, ["--config", entry, *words])
+        assert settings[LogOptions].checkpoint_folder == Path(folder)
+
+
+def test_the_entry_of_dalle_pytorch_has_the_defaults_of_its_train_dalle() -> None:
+    model = "--dim 512 --depth 2 --heads 8 --dim_head 64 --text_seq_len 256 --attn_types full --loss_img_weight 7"
+    steps = "--epochs 20 --batch_size 4 --ga_steps 1 --learning_rate 3e-4 --lr-scheduler constant --warmup-steps 0"
+    rest = "--clip_grad_norm 0.5 --save_every_n_steps 1000 --random_resize_crop_lower_ratio 0.75"
+    typed = read_settings("Try.", train.GROUPS, f"{model} {steps} {rest}".split())
+    assert read_settings("Try.", train.GROUPS, ["--config", "dalle_pytorch"]).as_dict() == typed.as_dict()
 
 
 @pytest.mark.parametrize("entry, samples", [("L16", 16384), ("L16_POD16", 16384), ("L16_POD64", 16384)])

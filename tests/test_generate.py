@@ -204,3 +204,25 @@ def test_no_more_is_kept_than_is_drawn(draw: Draw, checkpoint: Path) -> None:
 def test_no_prompt_is_an_error(draw: Draw, checkpoint: Path, text: str) -> None:
     with pytest.raises(OptionError, match="text holds no prompt"):
         draw(checkpoint, text)
+
+
+def test_a_seed_that_no_generator_takes_is_refused(draw: Draw, checkpoint: Path) -> None:
+    with pytest.raises(OptionError, match="seed=9{23} is above"):
+        draw(checkpoint, CIRCLE, seed="9" * 23)
+
+
+def test_scores_of_pictures_that_were_replaced_go(draw: Draw, checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "again"
+    draw(checkpoint, CIRCLE, num_images=2, ranker="likelihood", outputs_dir=folder)
+    assert list(folder.rglob("scores.json"))
+    draw(checkpoint, CIRCLE, num_images=2, outputs_dir=folder)
+    assert not list(folder.rglob("scores.json"))
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_out_before_drawing(
+    draw: Draw, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("generate.draw_pictures", lambda *_: pytest.fail("drawn"))
+    with pytest.raises(OSError):
+        draw(checkpoint, CIRCLE, outputs_dir=tmp_path / "file")

@@ -25,6 +25,7 @@ class Sample(Options):
     layers: Tuple[int, ...] = option((0, 8), "several numbers", minimum=0)
     shares: Tuple[float, ...] = option((0.6,), "several shares", maximum=1)
     kinds: Tuple[str, ...] = option(("red",), "several choices", choices=("red", "green"))
+    ids: Optional[Tuple[str, ...]] = option(None, "several names that may be absent")
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,9 @@ class Sample(Options):
         ("layers", "", ()),
         ("shares", [0.2, 1], (0.2, 1.0)),
         ("kinds", "red, green,", ("red", "green")),
+        ("ids", None, None),
+        ("ids", ["none"], None),  # as the command line gives it
+        ("ids", ["none", "a"], ("none", "a")),
     ],
 )
 def test_a_value_as_typed_takes_its_options_type(name: str, typed: Any, value: Any) -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from checkpoint import load_vae
 from models.decoding import TO_DRAW
 from models.image_tokenizer import ImageTokenizer
+from opening import open_vae
 from options import OptionError
 from priming import PrimingOptions, known_tokens
 from tests.conftest import SIDE, Run
@@ -21,7 +21,7 @@ ROWS = SIDE // 4
 
 @pytest.fixture(scope="module")
 def image_tokenizer(vae: Run) -> ImageTokenizer:
-    return load_vae(str(vae.folder))
+    return open_vae(str(vae.folder))
 
 
 @pytest.fixture

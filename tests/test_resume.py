@@ -67,6 +67,22 @@ TRANSFORMERS: Dict[str, Dict[str, Any]] = {
         "ema_decay": 0.9,
         "clip_grad_norm": 1,
     },
+    "with shared layers, tied embeddings and average": {
+        "num_hidden_layers": 4,
+        "attn_types": "full,axial_row",
+        "shared_attn_ids": "a,b",
+        "shared_ff_ids": "c",
+        "share_input_output_emb": True,
+        "ema_decay": 0.9,
+    },
+    "reversible and rotary, with texts left out": {
+        "reversible": True,
+        "rotary_emb": True,
+        "shift_tokens": True,
+        "null_cond_prob": 0.5,
+        "attn_dropout": 0.2,
+    },
+    "sparse, in bfloat16": {"attn_types": "sparse", "sparse_block_size": 4, "bf16": True, "stable": True},
     "two steps a call": {"device_iterations": 2},
     "in micro batches, cosine": {"batch_size": 1, "gradient_accumulation": 4, "lr_scheduler": "cosine"},
     "with a rate that falls when the loss rises": {

@@ -17,7 +17,7 @@ from bpe.train import train_vocabulary
 from checkpoint import CheckpointError
 from models.openai_vae import OpenAIVAE
 from models.vqgan import VQGan
-from options import OptionError
+from options import OptionError, UserError
 from tests.conftest import SIDE, Run
 from tests.models.pretrained_cases import save_as_taming
 from training import TrainingError
@@ -221,6 +221,38 @@ def test_a_fresh_run_never_mixes_its_checkpoints_with_those_of_an_earlier_one(ru
     with pytest.raises(TrainingError, match=r"dalle_3.pt of an earlier run.*--resume"):
         run_train(tmp_path)
     assert run_train(tmp_path, resume=True, max_steps=5).log()[:3] == before
+
+
+def test_a_run_that_goes_on_from_a_file_never_mixes_its_checkpoints_with_another_one_s(
+    run_train: Train, dalle: Run, tmp_path: Path
+) -> None:
+    run = run_train(tmp_path, max_steps=4, checkpoint_save_steps=2)
+    files = {path: path.read_bytes() for path in (tmp_path / "ckpt").iterdir()}
+    log = (tmp_path / "log.jsonl").read_bytes()
+    for other in (dalle.folder, tmp_path / "ckpt" / "dalle_2.pt"):
+        with pytest.raises(TrainingError, match=r"dalle_4.pt of an earlier run; add --resume .* another --output-dir"):
+            run_train(tmp_path, pretrained_checkpoint=other, max_steps=160)
+    with pytest.raises(TrainingError, match="give another --checkpoint-output-dir"):
+        run_train(tmp_path, pretrained_checkpoint=dalle.folder, checkpoint_output_dir=tmp_path / "ckpt")
+    assert {path: path.read_bytes() for path in (tmp_path / "ckpt").iterdir()} == files
+    assert (tmp_path / "log.jsonl").read_bytes() == log
+    # with its own newest one, or resumed, it goes on
+    run_train(tmp_path, pretrained_checkpoint=tmp_path / "ckpt" / "dalle_4.pt", max_steps=5)
+    run_train(tmp_path, pretrained_checkpoint=dalle.folder, resume=True, max_steps=6)
+    assert run.series("step") == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_cannot_be_written_to_is_found_out_before_training(run_train: Train, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError):
+        run_train(tmp_path / "run", checkpoint_output_dir=tmp_path / "file")
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_a_sample_prompt_without_a_word_is_found_out_before_training(run_train: Train, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="prompt '' holds no word"):
+        run_train(tmp_path, sample_prompts="a red circle|", sample_steps=2)
+    assert not (tmp_path / "log.jsonl").exists()
 
 
 def test_resume_begins_anew_where_there_is_nothing_to_resume(run_train: Train, tmp_path: Path) -> None:

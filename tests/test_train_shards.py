@@ -110,6 +110,26 @@ def test_a_vae_trains_on_the_pictures_of_shards_and_resumes(
     assert_same_run(run_train_vae(copy_as_of(whole, 2, tmp_path / "2"), resume=True, **options), whole)
 
 
+def test_an_epoch_longer_than_the_shards_trains_and_resumes(
+    run_train_vae: Train, run_train_clip: Train, shards: Path, tmp_path: Path
+) -> None:
+    options = {"wds": "img,cap", "input_folder": shards / "train", "epoch_samples": 3 * TRAIN_SCENES, "max_steps": 6}
+    for run, folder in ((run_train_vae, tmp_path / "vae"), (run_train_clip, tmp_path / "clip")):
+        whole = run(folder / "whole", checkpoint_save_steps=4, **options)
+        assert len(whole.log()) == 6
+        assert_same_run(run(copy_as_of(whole, 4, folder / "4"), resume=True, **options), whole)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_clip_trains_on_shards(
+    run_train_clip: Train, forms: Dict[str, Dict[str, Any]], shards: Path, tmp_path: Path, form: str
+) -> None:
+    options = {"wds": "img,cap", "validation_folder": shards / "val", "validation_steps": 2, "sample_steps": 3}
+    run = run_train_clip(tmp_path / "clip", **options, **forms[form])
+    assert len(run.log()) == 3 and len(run.log("validation")) == 1
+    assert (run.folder / "samples" / "step_00000003.png").exists()
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_validation_shards_are_measured_and_their_captions_drawn(
     run_train: Train, run_train_vae: Train, forms: Dict[str, Dict[str, Any]], shards: Path, tmp_path: Path, form: str

@@ -10,6 +10,7 @@ import itertools
 import os
 import random
 import shlex
+import signal
 import tarfile
 import threading
 import time
@@ -24,7 +25,7 @@ from torch import nn
 from data import archives, images, shard_index
 from data.archives import Member
 from data.check import main as check
-from data.dataset import PictureReader
+from data.dataset import PictureReader, SampleDataset
 from data.options import DataOptions
 from data.report import DataError, DataReport
 from data.shard_samples import CaptionReader, SampleReader, parse_captions
@@ -220,6 +221,19 @@ def test_a_command_that_is_not_on_the_command_line_is_not_run(tmp_path: Path, mo
     assert not (tmp_path / "run_it").exists()
 
 
+@pytest.mark.parametrize(
+    "address", ["{folder}/x.tar::pipe:touch {folder}/run_it", "{{pipe:touch {folder}/run_it,{folder}/x.tar}}", "pipe:t"]
+)
+def test_a_command_that_only_appears_as_an_address_is_expanded_is_not_run_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    write_shard(tmp_path / "x.tar", 0, 3)
+    monkeypatch.setattr("sys.argv", ["train.py", "--input-folder=pipe:tac x.tar"])  # of which `pipe:t` is a part
+    with pytest.raises(OptionError, match="is a command, and it does not stand on the command line"):
+        taken(opened(address.format(folder=tmp_path), tmp_path, epoch_samples=3, max_bad_share=1))
+    assert not (tmp_path / "run_it").exists()
+
+
 def test_nobody_waits_for_a_command_whose_shard_is_no_longer_wanted(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +260,21 @@ def test_an_address_that_cannot_be_read_is_refused_by_name(
     monkeypatch.chdir(tmp_path)
     with pytest.raises((DataError, OptionError), match=message):
         opened(address, tmp_path)
+
+
+def test_a_shard_of_a_folder_that_cannot_be_opened_is_named(folder: Path, tmp_path: Path) -> None:
+    (folder / "part" / "lost.tar").symlink_to(tmp_path / "nowhere.tar")
+    with pytest.raises(DataError, match="part/lost.tar cannot be opened .No such file or directory.; mend that"):
+        opened(folder, tmp_path)
+
+
+def test_shards_in_linked_folders_count_once_and_a_circle_of_links_ends(folder: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    write_shard(elsewhere / "more.tar", 9, 2)
+    (folder / "a link").symlink_to(elsewhere)
+    (folder / "the same").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)
+    assert sorted(taken(opened(folder, tmp_path), batch=1)) == [*ALL, (9, 0), (9, 1)]
 
 
 def test_without_webdataset_its_option_says_what_to_install(
@@ -403,6 +432,39 @@ def test_an_epoch_of_more_samples_than_there_are_goes_through_them_again(source:
     assert sorted(order[:TOTAL]) == sorted(order[TOTAL : 2 * TOTAL]) == ALL
     assert order[:TOTAL] != order[TOTAL : 2 * TOTAL]
     assert taken(dataset, batch=1, start=30) == order[30:]
+
+
+def test_samples_that_come_again_within_an_epoch_are_cut_anew(tmp_path: Path) -> None:
+    pixels, stream = random.Random(0), io.BytesIO()
+    Image.frombytes("RGB", (48, 32), bytes(pixels.randrange(256) for _ in range(48 * 32 * 3))).save(stream, "PNG")
+    cuts = {}
+    for extension in (".tar", ".tar.gz"):
+        shard = tmp_path / f"x{extension}"
+        with tarfile.open(shard, "w:gz" if extension.endswith("gz") else "w") as archive:
+            for sample in range(2):
+                add(archive, f"{sample}.img", stream.getvalue())
+        engine = HostEngine(nn.Linear(1, 1), TrainingOptions(device="cpu", batch_size=1), IpuOptions(), 0)
+        dataset = opened(shard, tmp_path, wds="img", epoch_samples=20)
+        cuts[extension] = [bytes(image.flatten().tolist()) for batch in engine.loader(dataset, 0, 1) for image in batch]
+    assert len(set(cuts[".tar"])) > 15
+    assert cuts[".tar"] == cuts[".tar.gz"]
+
+
+def test_every_index_of_an_epoch_has_its_sample(folder: Path, tmp_path: Path) -> None:
+    for epoch_samples in (6, TOTAL, 50):
+        dataset = opened(folder, tmp_path, epoch_samples=epoch_samples)
+        samples = [named(image[None])[0] for image in dataset]  # up to the first IndexError
+        assert samples == list(itertools.islice(itertools.cycle(ALL), epoch_samples))
+
+
+def test_taking_one_sample_of_very_many_does_not_list_them_all() -> None:
+    class Positions(SampleDataset):
+        def _sample(self, position: int, rng: random.Random) -> Any:
+            return position
+
+    data, report = DataOptions(), DataReport()
+    many = Positions(range(10**15), PictureReader(data, 8, report), report, 0)  # type: ignore[arg-type]
+    assert many[7] == 7
 
 
 def test_an_epoch_of_fewer_samples_takes_others_each_time(source: Callable[..., Any]) -> None:
@@ -581,6 +643,105 @@ def test_a_damaged_shard_gives_what_stands_before_the_damage_and_is_reported(
         opened(folder, tmp_path, max_bad_share=0.2)
 
 
+@pytest.fixture
+def hurry() -> Iterator[None]:
+    """Fails what would go on for ever."""
+
+    def stop(*_: Any) -> None:
+        raise AssertionError("still not through")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def claim(header: bytes, size: int) -> bytes:
+    """A header that claims another size, in the form that has room for any."""
+    field = (b"\xff" if size < 0 else b"\x80") + size.to_bytes(11, "big", signed=True)
+    header = header[:124] + field + header[136:148] + b" " * 8 + header[156:]
+    return header[:148] + f"{sum(header):06o}\0 ".encode() + header[156:]
+
+
+def header_of(**fields: Any) -> bytes:
+    info = tarfile.TarInfo("0005.img")
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info.tobuf(tarfile.PAX_FORMAT)
+
+
+SPARSE = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "x", "GNU.sparse.realsize": "9"}
+
+
+@pytest.mark.usefixtures("hurry")
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        claim(header_of(), -512),
+        claim(header_of(), -(2**80)),
+        claim(header_of(), 2**40),
+        claim(header_of(), 2**80),
+        claim(header_of(type=tarfile.SYMTYPE), -1),
+        claim(header_of(type=tarfile.GNUTYPE_LONGNAME), 2**62),
+        claim(header_of(type=tarfile.XHDTYPE), 2**80),
+        claim(header_of(type=tarfile.XHDTYPE), -512),
+        header_of(pax_headers={"size": "-1024"}),
+        header_of(pax_headers={"size": "9" * 30}),
+        header_of(pax_headers=SPARSE, size=512) + b"no number".ljust(512, b"\0"),
+        header_of(pax_headers={**SPARSE, "GNU.sparse.realsize": "x"}, size=512) + b"0\n".ljust(512, b"\0"),
+        header_of(pax_headers={"comment": "x"}).replace(b"13 comment=", b"00 comment="),
+    ],
+)
+def test_a_header_that_leads_tarfile_astray_ends_its_shard_and_is_reported(
+    folder: Path, tmp_path: Path, damage: bytes, packed: bool
+) -> None:
+    shard = folder / "part" / "shard-001.tar"
+    with tarfile.open(shard) as archive:
+        at = archive.getmember("0005.cap").offset
+    content = shard.read_bytes()
+    shard.write_bytes(content[:at] + damage + content[at:])
+    if packed:
+        shard.with_suffix(".tar.gz").write_bytes(gzip.compress(shard.read_bytes()))
+        shard.unlink()
+    report = DataReport()
+    found = taken(opened(folder, tmp_path, report, max_bad_share=0.25), batch=1)
+    whole = {n for s, n in found if s == 1}
+    assert set(range(4)) <= whole <= set(range(5)), "what stands before the damage, without what it may belong to"
+    assert {name for name in found if name[0] != 1} == {name for name in ALL if name[0] != 1}
+    assert report.counts["unreadable shard"] == 1
+
+
+def gone(shard: Path) -> None:
+    shard.unlink()
+
+
+def made_anew(shard: Path) -> None:
+    """The same samples, each in another place."""
+    with tarfile.open(shard, "w") as archive:
+        for sample in reversed(range(COUNTS[1])):
+            add(archive, f"{sample:04}.img", picture(1, sample))
+            add(archive, f"{sample:04}.cap", f"shard 1, sample {sample}".encode())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("change", [gone, truncated, made_anew])
+def test_samples_of_a_shard_that_changes_while_training_are_left_out_and_reported(
+    folder: Path, tmp_path: Path, change: Callable[[Path], None], workers: int
+) -> None:
+    report = DataReport()
+    dataset = opened(folder, tmp_path, report, texts=30)
+    change(folder / "part" / "shard-001.tar")
+    engine = HostEngine(nn.Linear(1, 1), TrainingOptions(device="cpu", batch_size=1), IpuOptions(), workers)
+    for batch in engine.loader(dataset, 0, 1):
+        for text, image in batch:
+            ((shard, number),) = named(image)
+            assert bytes(text[0].tolist()).strip(b"\0").decode() == f"shard {shard}, sample {number}"
+    assert set(report.counts) <= {"sample of a shard that changed after it was counted", "unreadable image"}
+    assert len(report.skipped) >= COUNTS[1] // 2 and all("shard-001.tar#" in place for place in report.skipped)
+
+
 @pytest.mark.parametrize("extension", [".tar", ".tar.gz"])
 @pytest.mark.parametrize(
     "name, header",
@@ -614,9 +775,11 @@ def test_a_member_whose_name_leads_out_of_its_shard_is_refused_with_the_file_nam
 
 def test_names_with_dots_that_stay_inside_are_fine(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
-        for number, name in enumerate(("./a", "..b/c", "d..e/f", "...x/y")):
+        for number, name in enumerate(("./a", "..b/c", "d..e/f", "...x/y", "__g__/h", "ü é/j k")):
             add(archive, f"{name}.img", picture(0, number))
-    assert sorted(taken(opened(tmp_path / "x.tar", tmp_path, wds="img"), batch=1)) == ALL[:4]
+    assert sorted(taken(opened(tmp_path / "x.tar", tmp_path, wds="img"), batch=1)) == [
+        (0, number) for number in range(6)
+    ]
 
 
 # captions
@@ -629,6 +792,8 @@ def test_names_with_dots_that_stay_inside_are_fine(tmp_path: Path) -> None:
         ("txt", "one\n\n  two \r\n", ["one", "two"]),
         ("txt", "[noise] in brackets", ["[noise] in brackets"]),
         ("txt", "{curly", ["{curly"]),
+        ("txt", "one\u2028line\x85 and\x0cso on\rtwo", ["one line and so on", "two"]),
+        ("txt", "[" * 9999, ["[" * 9999]),
         ("json", '{"url": "x", "caption": "one"}', ["one"]),
         ("json", '{"caption": ["one", "two"]}', ["one", "two"]),
         ("json", '{"text": "one"}', ["one"]),
@@ -652,6 +817,10 @@ def test_captions_stand_as_lines_or_in_json(key: str, text: str, captions: List[
         ('{"url": "x"}', "unreadable caption file"),
         ("7", "unreadable caption file"),
         ("no json", "unreadable caption file"),
+        ('{"caption": 7}', "empty caption file"),
+        ('{"caption": ["one", 7]}', "empty caption file"),
+        ("[" * 100000, "unreadable caption file"),
+        ('{"caption":' * 100000, "unreadable caption file"),
     ],
 )
 def test_json_without_a_caption_is_refused_by_kind(text: str, kind: str) -> None:
@@ -752,6 +921,11 @@ def test_shards_made_of_a_folder_hold_all_its_pairs_equal_names_included(picture
     assert sorted(samples) == list(range(7))
 
 
+def test_keys_are_written_as_they_will_be_read(pictures: Path, tmp_path: Path) -> None:
+    assert made(pictures, tmp_path / "out", "--wds", ".PNG, .meta.txt") == 0
+    assert len(opened(tmp_path / "out", tmp_path, texts=20, wds=".PNG,.meta.txt")) == 7
+
+
 def test_making_shards_again_gives_the_same_bytes(pictures: Path, tmp_path: Path) -> None:
     assert made(pictures, tmp_path / "one") == made(pictures, tmp_path / "other") == 0
     assert contents(tmp_path / "one") == contents(tmp_path / "other")
@@ -796,6 +970,8 @@ def test_wrong_arguments_of_making_shards_are_named(
     assert "samples_per_shard=0 is below 1" in capsys.readouterr().err
     assert made(pictures, tmp_path / "out", "--wds", "img") == 1
     assert "wds=img is no pair of keys" in capsys.readouterr().err
+    assert made(pictures, tmp_path / "out", "--wds", "img,IMG") == 1, "the captions would replace the image"
+    assert "wds=img,IMG is no pair of keys" in capsys.readouterr().err
 
 
 # options

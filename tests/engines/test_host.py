@@ -342,6 +342,10 @@ def test_what_only_an_ipu_can_do_is_refused_by_name(
         make_engine(ipu=IpuOptions(**option))
 
 
+def test_an_empty_folder_name_asks_for_nothing_of_an_ipu(make_engine: Callable[..., HostEngine]) -> None:
+    make_engine(ipu=IpuOptions(executable_cache_dir="", profile_dir=""))  # as Graphcore's application has them
+
+
 def test_what_only_places_or_rounds_on_ipus_is_named_and_changes_nothing(
     make_engine: Callable[..., HostEngine], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from bpe.tokenizer import load_tokenizer
-from checkpoint import CheckpointError, find_checkpoint, load_text_to_image, load_vae
+from checkpoint import CheckpointError, find_checkpoint, load_text_to_image
 from conversion import convert_dalle
 from drawing import draw_pictures
 from models.convert import main
@@ -25,6 +25,7 @@ from models.vae import DiscreteVAE
 from models.vqgan import VQGan
 from opening import open_text_to_image, open_vae
 from options import OptionError, UserError
+from tests.models.pretrained_cases import save_as_taming
 from tests.models.test_graphcore_format import OPTIONS as GRAPHCORE
 from tests.models.test_graphcore_format import make_file
 
@@ -146,8 +147,8 @@ def test_ours_written_for_dalle_pytorch_and_read_again_is_the_same(
 def test_names_for_the_axial_package_of_2022_are_written_on_request(dalle: Any, tmp_path: Path) -> None:
     for package, name in (("0.2", "image_pos_emb.weights_0"), ("0.3", "image_pos_emb.weights.0")):
         given = ("--from", dalle.checkpoints.files()[0], "--format", "dalle_pytorch", "--axial-package", package)
-        convert(*given, "--to", tmp_path / "dalle.pt")
-        assert name in torch.load(tmp_path / "dalle.pt", weights_only=True)["weights"]
+        convert(*given, "--to", tmp_path / f"{package}.pt")
+        assert name in torch.load(tmp_path / f"{package}.pt", weights_only=True)["weights"]
 
 
 def test_a_vae_pt_is_read_as_it_is_and_converted_there_and_back(vae: Any, tmp_path: Path) -> None:
@@ -155,8 +156,8 @@ def test_a_vae_pt_is_read_as_it_is_and_converted_there_and_back(vae: Any, tmp_pa
     assert set(torch.load(tmp_path / "vae.pt", weights_only=True)) == {"hparams", "weights", "version"}
     convert("--from", tmp_path / "vae.pt", "--to", tmp_path / "ours.pt")
     images = torch.rand(4, 3, 16, 16)
-    first = load_vae(str(vae.folder))
-    for again in (load_vae(str(tmp_path / "ours.pt")), open_vae(str(tmp_path / "vae.pt")), open_vae(str(vae.folder))):
+    first = open_vae(str(vae.folder))
+    for again in (open_vae(str(tmp_path / "ours.pt")), open_vae(str(tmp_path / "vae.pt")), open_vae(str(vae.folder))):
         codes = first.encode(images)
         assert torch.equal(again.encode(images), codes)
         torch.testing.assert_close(again.decode(codes), first.decode(codes))
@@ -167,7 +168,7 @@ def test_a_checkpoint_of_taming_becomes_a_vae(tmp_path: Path) -> None:
     weights = {**vqgan.state_dict(), "loss.logvar": torch.zeros(())}
     torch.save({"epoch": 1, "state_dict": weights, "optimizer_states": []}, tmp_path / "last.ckpt")
     convert("--from", tmp_path / "last.ckpt", "--to", tmp_path / "ours.pt")
-    again = load_vae(str(tmp_path / "ours.pt"))
+    again = open_vae(str(tmp_path / "ours.pt"))
     assert again.arguments == vqgan.arguments
     images = torch.rand(1, 3, 32, 32)
     assert torch.equal(again.encoder(images), vqgan.eval().encoder(images))
@@ -185,7 +186,7 @@ def test_a_configuration_says_what_the_weights_of_a_vqgan_do_not(tmp_path: Path)
     )
     given = ("--from", tmp_path / "last.ckpt", "--vqgan_config_path", tmp_path / "model.yaml")
     convert(*given, "--to", tmp_path / "ours.pt")
-    assert load_vae(str(tmp_path / "ours.pt")).image_size == 32
+    assert open_vae(str(tmp_path / "ours.pt")).image_size == 32
 
 
 def test_the_two_files_of_openai_become_a_vae(tmp_path: Path) -> None:
@@ -193,7 +194,7 @@ def test_the_two_files_of_openai_become_a_vae(tmp_path: Path) -> None:
     for half in ("encoder", "decoder"):
         torch.save(getattr(vae, half).state_dict(), tmp_path / f"{half}.pkl")
     convert("--from", tmp_path / "encoder.pkl", tmp_path / "decoder.pkl", "--to", tmp_path / "ours.pt")
-    again = load_vae(str(tmp_path / "ours.pt"))
+    again = open_vae(str(tmp_path / "ours.pt"))
     images = torch.rand(1, 3, 256, 256)
     assert torch.equal(again.encode(images), vae.encode(images))
 
@@ -249,8 +250,43 @@ def test_an_image_tokenizer_can_be_named_for_a_file_without_one(words: int, voca
     assert torch.equal(drawn(again, vocabulary), drawn(model, vocabulary))
     other = DiscreteVAE(image_size=16, num_tokens=5, codebook_dim=4, num_layers=2, hidden_dim=4)
     torch.save(write_vae(other.arguments, other.state_dict()), tmp_path / "other.pt")
+    given[given.index(tmp_path / "ours.pt")] = tmp_path / "again.pt"
     with pytest.raises(FormatError, match="has 5 codes, and the file's model was trained with 16"):
         convert(*given, "--vae_path", tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_an_image_tokenizer_that_is_named_beside_the_file_s_own_has_to_be_that_one(
+    half: bool, words: int, vocabulary: Path, tmp_path: Path
+) -> None:
+    model = make_model(words)
+    contents, vae = save_dalle_pt(model, tmp_path / "dalle.pt"), model.image_tokenizer
+    if half:
+        halves = {name: weight.half() for name, weight in contents["weights"].items()}
+        torch.save({**contents, "weights": halves}, tmp_path / "dalle.pt")
+    torch.save(write_vae(vae.arguments, vae.state_dict()), tmp_path / "vae.pt")
+    torch.nn.init.normal_(vae.codebook.weight)  # type: ignore[arg-type, union-attr]
+    torch.save(write_vae(vae.arguments, vae.state_dict()), tmp_path / "other.pt")
+    named = {
+        name: TokenizerOptions(bpe_path=str(vocabulary), vae_path=str(tmp_path / name))
+        for name in ("vae.pt", "other.pt")
+    }
+    open_text_to_image(str(tmp_path / "dalle.pt"), named["vae.pt"], "cpu")
+    with pytest.raises(FormatError, match="dalle.pt: the image tokenizer that is named is not the one in the file"):
+        open_text_to_image(str(tmp_path / "dalle.pt"), named["other.pt"], "cpu")
+
+
+def test_a_graphcore_user_s_command_names_the_vqgan_by_its_files(
+    words: int, vocabulary: Path, tmp_path: Path, draw: Callable[..., Path]
+) -> None:
+    vqgan = make_vqgan()
+    contents = make_file(Dalle(GRAPHCORE, words, 13, vqgan.grid), vqgan, half=True)
+    contents["hparams"]["num_text_tokens"] = words
+    torch.save(contents, tmp_path / "dalle_799.pt")
+    save_as_taming(vqgan, tmp_path)
+    files = {"vqgan_model_path": tmp_path / "weights.ckpt", "vqgan_config_path": tmp_path / "config.yaml"}
+    folder = draw(tmp_path / "dalle_799.pt", PROMPT, bpe_path=vocabulary, **files)
+    assert Image.open(next(folder.rglob("0.jpg"))).size == (256, 256)
 
 
 class _Runs:
@@ -303,6 +339,82 @@ def test_what_cannot_be_converted_is_refused(
     with pytest.raises(error, match=message):
         convert(*arguments)
     assert not Path("x.pt").exists()
+
+
+def test_a_file_that_exists_is_never_written_over(vae: Any, tmp_path: Path) -> None:
+    (tmp_path / "precious.pt").write_bytes(b"precious")
+    for taken in ("precious.pt", "."):
+        with pytest.raises(OptionError, match="out=.* exists already; remove it, or name another file"):
+            convert("--from", vae.checkpoints.files()[0], "--to", tmp_path / taken)
+    assert (tmp_path / "precious.pt").read_bytes() == b"precious"
+    assert os.listdir(tmp_path) == ["precious.pt"]
+
+
+def test_a_checkpoint_of_ours_stays_one_that_is_read(dalle: Any, tmp_path: Path) -> None:
+    convert("--from", dalle.checkpoints.files()[0], "--to", tmp_path / "ours.pt")
+    _, state = find_checkpoint(str(tmp_path / "ours.pt"), "dalle")
+    assert state.keys() == dalle.state().keys()
+
+
+def test_clip_has_no_file_in_dalle_pytorch(clip: Any, tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="a clip has no file in DALLE-pytorch's format"):
+        convert("--from", clip.checkpoints.files()[0], "--to", tmp_path / "clip.pt", "--format", "dalle_pytorch")
+
+
+EMPTY: Dict[str, Any] = {"hparams": {}, "vae_params": {}, "weights": {}}
+NONSENSE: Dict[str, Any] = {
+    "a dalle without weights": EMPTY,
+    "a dalle of nothing": {"hparams": None, "vae_params": None, "weights": {}},
+    "a vae without weights": {"hparams": {"num_tokens": 4}, "weights": {}},
+    "a vae of nothing": {"hparams": None, "weights": None},
+    "numbers for weights": {"state_dict": {"encoder.conv_in.weight": 1}},
+    "a part of a vqgan": {"state_dict": {"encoder.conv_in.weight": torch.zeros(2, 3, 3, 3)}},
+}
+
+
+@pytest.mark.parametrize("contents", NONSENSE.values(), ids=NONSENSE.keys())
+def test_a_file_with_the_entries_of_a_checkpoint_and_other_contents_is_refused_in_one_line(
+    contents: Any, vocabulary: Path, tmp_path: Path
+) -> None:
+    torch.save(contents, tmp_path / "it.pt")
+    path, named = str(tmp_path / "it.pt"), TokenizerOptions(bpe_path=str(vocabulary))
+    opened: List[Callable[[], Any]] = [
+        lambda: convert("--from", path, "--to", tmp_path / "ours.pt", "--bpe-path", vocabulary),
+        (lambda: open_text_to_image(path, named, "cpu")) if "vae_params" in contents else (lambda: open_vae(path)),
+    ]
+    for call in opened:
+        with pytest.raises(FormatError, match="it.pt looks like a checkpoint, and cannot be read as one") as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_weights_of_another_shape_are_told_in_one_line(words: int, vocabulary: Path, tmp_path: Path) -> None:
+    contents = save_dalle_pt(make_model(words), tmp_path / "dalle.pt")
+    contents["hparams"]["dim"] = 32
+    torch.save(contents, tmp_path / "dalle.pt")
+    with pytest.raises(FormatError, match="dalle.pt: .* differs in shape: text_embedding.weight .* more") as error:
+        open_text_to_image(str(tmp_path / "dalle.pt"), TokenizerOptions(bpe_path=str(vocabulary)), "cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_a_dalle_is_no_image_tokenizer(words: int, tmp_path: Path) -> None:
+    save_dalle_pt(make_model(words), tmp_path / "dalle.pt")
+    with pytest.raises(CheckpointError, match="dalle.pt holds a dalle, and a vae is needed"):
+        open_vae(str(tmp_path / "dalle.pt"))
+
+
+def test_training_from_a_dalle_pt_may_begin_to_leave_texts_out(
+    dalle: Any, run_train: Callable[..., Any], vocabulary: Path, tmp_path: Path
+) -> None:
+    convert("--from", dalle.checkpoints.files()[0], "--to", tmp_path / "dalle.pt", "--format", "dalle_pytorch")
+    new = {"null_cond_prob": 0.5, "ff_dropout": 0.1, "attn_dropout": 0.1, "loss_img_weight": 3}
+    given = {"dalle_path": tmp_path / "dalle.pt", "vae_path": "none"}
+    run = run_train(tmp_path / "run", **given, **new)
+    assert {name: run.state()["transformer"][name] for name in new} == new
+    with pytest.raises(
+        CheckpointError, match="^hidden_size=24, attn_types=.*; use the latter: --hidden-size 16 --attn"
+    ):
+        run_train(tmp_path / "other", **given, hidden_size=24, attn_types="full")
 
 
 def test_a_pretrained_image_tokenizer_has_no_file_of_its_own_in_dalle_pytorch(tmp_path: Path) -> None:
