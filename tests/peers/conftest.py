@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Dict
 
@@ -54,5 +55,7 @@ def repair_training_at_batch_1() -> None:
     attention.rearrange = lambda *arguments, **sizes: rearrange(*arguments, **sizes).clone()
 
 
-replace_missing_modules()
-repair_training_at_batch_1()
+# Some releases of pytest load this file for the ordinary suite, too, which must not see stand-ins.
+if any("peers" in Path(argument).parts for argument in sys.argv):
+    replace_missing_modules()
+    repair_training_at_batch_1()
