@@ -10,11 +10,13 @@ import torch
 from bpe.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_json
 from checkpoint import CheckpointError, find_checkpoint, identity, inference_weights, load_text_to_image
 from conversion import convert_dalle, convert_vae, naming, read_others, rebuild_image_tokenizer
-from models.build import build_image_tokenizer
+from models.build import build_image_tokenizer, describe_image_tokenizer
 from models.dalle_pytorch_format import is_dalle
 from models.image_tokenizer import ImageTokenizer, TextToImage
+from models.openai_vae import OpenAIVAE
 from models.options import TextTokenizerOptions, TokenizerOptions
 from models.pretrained import NotAvailableError, load_released, load_vqgan
+from models.vqgan import VQGan
 from options import OptionError
 
 
@@ -82,8 +84,15 @@ def open_vae(path: str) -> ImageTokenizer:
     return rebuild_image_tokenizer(state["image_tokenizer"], inference_weights(state))
 
 
-def open_image_tokenizer(options: TokenizerOptions, state: Optional[Dict[str, Any]]) -> ImageTokenizer:
+def open_image_tokenizer(
+    options: TokenizerOptions, state: Optional[Dict[str, Any]], untrained: bool = False
+) -> ImageTokenizer:
     """The image tokenizer that the options name; of a checkpoint's contents, the one it was trained with.
+
+    Args:
+        options: of the tokenizers.
+        state: the checkpoint.
+        untrained: take random weights where none are named: good enough for pictures made of random numbers.
 
     Raises:
         OptionError: two are named, or a released one is asked for and cannot be had.
@@ -91,7 +100,7 @@ def open_image_tokenizer(options: TokenizerOptions, state: Optional[Dict[str, An
     """
     named = named_image_tokenizer(options)
     if state is None:
-        return named or _released_image_tokenizer(options)
+        return named or (_untrained_image_tokenizer(options) if untrained else _released_image_tokenizer(options))
     if named is not None and identity(named) != state["image_tokenizer_identity"]:
         name = "vae_path" if options.vae_path else "vqgan_model_path"
         raise CheckpointError(
@@ -99,6 +108,20 @@ def open_image_tokenizer(options: TokenizerOptions, state: Optional[Dict[str, An
             f"{name} out to use the one in the checkpoint"
         )
     return build_image_tokenizer(state["image_tokenizer"])  # its weights come with the checkpoint
+
+
+def describe_named(options: TokenizerOptions, state: Optional[Mapping[str, Any]]) -> Dict[str, Any]:
+    """The shape of the image tokenizer that `open_image_tokenizer` would open; nothing is downloaded for it.
+
+    Raises:
+        OptionError: two are named.
+    """
+    if state is not None:
+        return state["image_tokenizer"]
+    named = named_image_tokenizer(options)
+    if named is not None:
+        return describe_image_tokenizer(named)
+    return {"kind": VQGan.kind if options.taming else OpenAIVAE.kind, "arguments": {}}
 
 
 def named_image_tokenizer(options: TokenizerOptions) -> Optional[ImageTokenizer]:
@@ -115,6 +138,14 @@ def named_image_tokenizer(options: TokenizerOptions) -> Optional[ImageTokenizer]
         missing, given = ("vqgan_config_path", model) if model else ("vqgan_model_path", config)
         raise OptionError(f"{missing} is not set, and {given} alone is half a VQGAN; give weights and configuration")
     return None
+
+
+def _untrained_image_tokenizer(options: TokenizerOptions) -> ImageTokenizer:
+    """One of the shape of the released one that the options mean."""
+    print("generated_data=true: the image tokenizer has random weights, of the released one's shape", flush=True)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        return (VQGan() if options.taming else OpenAIVAE()).eval()
 
 
 def _released_image_tokenizer(options: TokenizerOptions) -> ImageTokenizer:

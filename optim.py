@@ -12,6 +12,7 @@ from engines.options import TrainingOptions
 from options import UserError
 
 EPSILON = 1e-6  # Graphcore's; kind to gradients in half precision
+FIRST_MOMENT_DECAY = 0.9  # Adam's usual one
 _WARMUP_SHARE = {"multi_step": 0.2, "constant": 0.2, "cosine": 0.05, "ReduceLROnPlateau": 0.0}
 
 
@@ -20,17 +21,22 @@ def trainable_parameters(model: nn.Module) -> List[Tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def make_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
-    """The optimizer over the trainable parameters; weight decay spares those of one dimension (biases, norms)."""
+def parameter_groups(model: nn.Module, options: TrainingOptions) -> List[Dict[str, Any]]:
+    """The trainable parameters as an optimizer takes them; weight decay spares biases and norms (of one dimension)."""
     matrices = [parameter for _, parameter in trainable_parameters(model) if parameter.dim() > 1]
     vectors = [parameter for _, parameter in trainable_parameters(model) if parameter.dim() <= 1]
     groups = [
         {"params": matrices, "weight_decay": options.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
+    """The optimizer over the trainable parameters."""
     kind = getattr(torch.optim, options.optimizer)
-    betas = (0.9, options.adam_beta2)
-    return kind([g for g in groups if g["params"]], lr=options.learning_rate, betas=betas, eps=EPSILON, foreach=True)
+    betas = (FIRST_MOMENT_DECAY, options.adam_beta2)
+    return kind(parameter_groups(model, options), lr=options.learning_rate, betas=betas, eps=EPSILON, foreach=True)
 
 
 def named_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> Dict[str, Dict[str, Tensor]]:

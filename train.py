@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 import torch
@@ -14,13 +15,15 @@ from checkpoint import check_same_model, describe_text_to_image
 from data.options import DataOptions
 from drawing import draw_pictures, encode_prompt
 from engines import open_engine
-from engines.options import IpuOptions, TrainingOptions
+from engines.launcher import find_launcher, resolve
+from engines.options import IPU_ENGINES, IpuOptions, TrainingOptions
+from engines.planning import RunPlan
 from log import LogOptions, set_up_logging
 from models.dalle import Dalle
 from models.decoding import SamplingOptions
 from models.image_tokenizer import TextToImage
 from models.options import TokenizerOptions, TransformerOptions
-from opening import open_dalle, open_image_tokenizer, open_tokenizer
+from opening import describe_named, open_dalle, open_image_tokenizer, open_tokenizer
 from options import plain_values
 from pictures import labelled_grid, to_images
 from training import Trainer, dataset_opener, open_report, open_state
@@ -71,7 +74,9 @@ def main() -> None:
     """Assemble a run and train."""
     set_up_logging()
     settings = read_settings("Train a mini DALL-E on pictures with captions.", GROUPS, default_config="unit_test")
-    logs, training, data = settings[LogOptions], settings[TrainingOptions], settings[DataOptions]
+    logs, data, ipu = settings[LogOptions], settings[DataOptions], settings[IpuOptions]
+    launcher = find_launcher(ipu.ipus_per_replica)
+    training = resolve(settings[TrainingOptions], launcher)
     named = settings[TokenizerOptions]
     state = open_state(logs, DalleTask.kind, lambda path, kind: open_dalle(path, named))
     if state:
@@ -79,7 +84,16 @@ def main() -> None:
         check_same_model(
             settings[TransformerOptions], state["transformer"], free=_ONLY_IN_TRAINING if begins_anew else ()
         )
-    image_tokenizer, tokenizer = open_image_tokenizer(named, state), open_tokenizer(named, state)
+    tokenizer = open_tokenizer(named, state)
+    if ipu.plan or (ipu.plan_check and training.engine in IPU_ENGINES):
+        shape = describe_named(named, state)
+        sizes = (settings[TransformerOptions], tokenizer.vocab_size, shape, data.byteio)
+        plan = RunPlan(training, ipu, *sizes, launcher.instances)
+        if ipu.plan:
+            plan.show(Path(logs.output_dir), ipu.solve)
+            return
+        plan.check()
+    image_tokenizer = open_image_tokenizer(named, state, untrained=data.generated_data)
     report = open_report(logs)
     opener = dataset_opener(data, training, logs, report)
     dataset, validation, prompts = opener.text_images(
@@ -96,7 +110,7 @@ def main() -> None:
         for prompt in prompts:  # one without words is found out before training
             encode_prompt(tokenizer, prompt, dalle.text_seq_len)
     task = DalleTask(model, tokenizer, prompts)
-    engine = open_engine(model, training, settings[IpuOptions], data.dataloader_workers)
+    engine = open_engine(model, training, ipu, data.dataloader_workers, launcher)
     Trainer(engine, task, dataset, validation, report, training, data, logs, settings.as_dict(), state).run()
 
 

@@ -139,6 +139,8 @@ class Trainer:
             try:
                 if self.step < self.total_steps:
                     self._compile()
+                    if self.engine.compile_only:
+                        return
                     self._train()
                 self._finish()
             finally:

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 from torch import nn
 
 from engines.base import Engine
-from engines.options import IpuOptions, TrainingOptions
+from engines.launcher import Launcher
+from engines.options import IPU_ENGINES, IpuOptions, TrainingOptions
 
 
-def open_engine(model: nn.Module, training: TrainingOptions, ipu: IpuOptions, workers: int) -> Engine:
+def open_engine(
+    model: nn.Module,
+    training: TrainingOptions,
+    ipu: IpuOptions,
+    workers: int,
+    launcher: Optional[Launcher] = None,
+) -> Engine:
     """The engine that `training.engine` names, around `model`.
 
     Args:
         model: its forward returns a tuple of scalars, the loss to minimise first.
-        training, ipu: the options of the step.
+        training: the options of the step, resolved by `engines.launcher.resolve`.
+        ipu: what only IPUs know.
         workers: processes that load samples.
+        launcher: of the processes of this run; None: it is the only one.
 
     Raises:
         OptionError: the engine cannot run these options.
     """
+    if training.engine in IPU_ENGINES:
+        from engines.ipu import IpuEngine
+
+        return IpuEngine(model, training, ipu, workers, launcher or Launcher())
     from engines.host import HostEngine
 
     return HostEngine(model, training, ipu, workers)

@@ -28,6 +28,8 @@ class Engine(Protocol):
 
     is_main: bool
     """Whether this process logs and saves."""
+    compile_only: bool
+    """Whether the run ends once the program is compiled."""
 
     def compile(self, example: Inputs) -> str:
         """Prepare for inputs shaped as `example` (one micro batch); returns what the run will hold in memory."""

@@ -45,6 +45,7 @@ class HostEngine:
     """
 
     is_main = True
+    compile_only = False
 
     def __init__(self, model: nn.Module, training: TrainingOptions, ipu: IpuOptions, workers: int) -> None:
         _refuse_ipu_only(ipu)
@@ -145,7 +146,7 @@ class HostEngine:
         load_named_optimizer_state(self.optimizer, self.model, state["optimizer"])
         if self.average and state["average"]:
             self.average.load_state_dict(state["average"])
-        if self.scaler and state["scaler"]:
+        if self.scaler and "scale" in (state["scaler"] or {}):  # an IPU's is another kind
             self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"]["cpu"])
         if self.device.type == "cuda" and "cuda" in state["random"]:

@@ -8,6 +8,8 @@ from typing import Optional, Tuple
 from options import LARGEST_SEED, OptionError, Options, option
 
 OPTIMIZERS = ("Adam", "AdamW")
+IPU_ENGINES = ("ipu", "ipu-sim")
+ENGINES = ("auto", "host", *IPU_ENGINES)
 SCHEDULES = ("multi_step", "constant", "ReduceLROnPlateau", "cosine")
 
 
@@ -15,7 +17,12 @@ SCHEDULES = ("multi_step", "constant", "ReduceLROnPlateau", "cosine")
 class TrainingOptions(Options):
     """The training step. A global batch is batch_size x gradient_accumulation x replication_factor samples."""
 
-    engine: str = option("host", "what runs the step: host (one CPU or one GPU)", choices=("host",))
+    engine: str = option(
+        "auto",
+        "what runs the step: host (one CPU or one GPU), ipu, ipu-sim (the IPU's program, simulated on a CPU), or auto: "
+        "IPUs if there are any",
+        choices=ENGINES,
+    )
     device: str = option("auto", "device of the host engine: cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
     batch_size: int = option(1, "samples of one forward pass (the micro batch)", minimum=1)
     gradient_accumulation: int = option(1, "micro batches of one optimizer step", minimum=1, aliases=("ga_steps",))
@@ -88,8 +95,15 @@ class IpuOptions(Options):
     enable_rts: bool = option(False, "shard the optimizer state over the replicas")
     optimizer_state_offchip: bool = option(False, "keep the optimizer state in the host's memory")
     enable_half_first_order_momentum: bool = option(False, "keep Adam's first moment in half precision")
-    async_dataloader: bool = option(True, "load batches in a thread of their own")
+    recomputation: bool = option(
+        True, "keep only what lies between the layers for the backward pass, and compute the rest again"
+    )
+    async_dataloader: bool = option(True, "assemble batches in a process of their own")
     synthetic_data: bool = option(False, "random data made on the device")
     compile_only: bool = option(False, "compile and stop")
     executable_cache_dir: Optional[str] = option(None, "folder of compiled programs")
     profile_dir: Optional[str] = option(None, "folder of profiles")
+    plan: bool = option(False, "say what the run holds and costs on each IPU, and leave")
+    solve: bool = option(False, "with plan: propose a better layers_per_ipu")
+    plan_check: bool = option(True, "refuse a run that the plan finds too large for its IPUs")
+    machine: str = option("bow", "what the plan is made for: bow (Bow-2000) or gc200 (M2000)", choices=("bow", "gc200"))

@@ -22,6 +22,7 @@ from models.transformer import make_layers, run_layers
 
 BOS = 0
 PADDING = 0
+WHOLE_VOCABULARY = slice(None)
 STABLE_GRADIENT_SHARE = 0.1  # of the embeddings' gradient, under `stable`
 
 
@@ -41,8 +42,21 @@ class AxialPositionEmbedding(nn.Module):
         return (self.row + self.column).flatten(0, 1)[start : start + count]
 
 
+class Projection(nn.Linear):
+    """To the logits of one part of the vocabulary."""
+
+    def forward(self, x: Tensor, segment: slice = WHOLE_VOCABULARY) -> Tensor:
+        """(B, n, D) to (B, n, ids of `segment`)."""
+        return F.linear(x, self.weight[segment], self.bias[segment])
+
+
 class Dalle(nn.Module):
     """Text-to-image transformer.
+
+    Attributes:
+        keeps_caches: whether it draws with what it kept of earlier positions; else each token takes a whole pass.
+        inverts_layers: whether reversible layers are trained without holding their activations; an engine that
+            computes activations again by itself switches it off.
 
     Args:
         options: of the transformer.
@@ -51,6 +65,9 @@ class Dalle(nn.Module):
         image_vocab_size: codes of the image tokenizer.
         image_grid: rows and columns of the image tokens.
     """
+
+    keeps_caches = True
+    inverts_layers = True
 
     def __init__(
         self, options: TransformerOptions, text_vocab_size: int, image_vocab_size: int, image_grid: Tuple[int, int]
@@ -73,7 +90,7 @@ class Dalle(nn.Module):
             self.image_position = AxialPositionEmbedding(*image_grid, size)
         self.layers = make_layers(options, self.layout)
         self.norm = nn.LayerNorm(size)
-        self.to_logits = nn.Linear(size, self.text_vocab_size + image_vocab_size)
+        self.to_logits = Projection(size, self.text_vocab_size + image_vocab_size)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -129,7 +146,7 @@ class Dalle(nn.Module):
         """
         if self.options.stable:
             x = x * STABLE_GRADIENT_SHARE + x.detach() * (1 - STABLE_GRADIENT_SHARE)
-        return run_layers(self.layers, x, caches, position)
+        return run_layers(self.layers, x, caches, position, self.inverts_layers)
 
     def new_caches(self) -> List[LayerCache]:
         """Empty caches of all layers."""
@@ -168,7 +185,7 @@ class Dalle(nn.Module):
     def _segment_logits(self, x: Tensor, segment: slice) -> Tensor:
         if self.options.stable:
             x = x / x.amax(dim=-1, keepdim=True).detach()
-        return F.linear(self.norm(x), self.to_logits.weight[segment], self.to_logits.bias[segment])
+        return self.to_logits(self.norm(x), segment)
 
 
 def drop_texts(text: Tensor, share: float) -> Tensor:

@@ -92,7 +92,7 @@ def draw_image_tokens(
     uniform: Tensor,
     sampling: SamplingOptions,
     known: Optional[Tensor] = None,
-    use_cache: bool = True,
+    use_cache: Optional[bool] = None,
 ) -> Tensor:
     """Draw the image tokens of each text.
 
@@ -102,14 +102,16 @@ def draw_image_tokens(
         uniform: (B, I) numbers in 0..1, one a token.
         sampling: how a token is drawn.
         known: (B, I) tokens that are given, `TO_DRAW` elsewhere; None: all are drawn.
-        use_cache: keep what later positions need of earlier ones; off: compute it anew at every token, for comparison.
+        use_cache: keep what later positions need of earlier ones; off: compute it anew at every token. None: as the
+            model can.
 
     Returns:
         (B, I) codes in reading order.
     """
     if known is None:
         known = text.new_full((len(text), dalle.layout.image_len), TO_DRAW)
-    draw = _draw_cached if use_cache else _draw_uncached
+    cached = dalle.keeps_caches if use_cache is None else use_cache
+    draw = _draw_cached if cached else _draw_uncached
     return draw(dalle, _prompts(dalle, text, sampling), uniform.to(text.device), sampling, known)
 
 

@@ -63,7 +63,10 @@ class TextToImage(nn.Module):
         return self
 
     def forward(self, text: Tensor, images: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        """Losses of captions (B, T) and pictures (B, C, H, W); see `Dalle.forward`."""
-        with torch.no_grad():
-            tokens = self.image_tokenizer.encode(images)
-        return self.dalle(text, tokens)
+        """Losses of captions (B, T) and pictures (B, C, H, W), or their codes (B, I); see `Dalle.forward`."""
+        return self.dalle(text, self.encode(images))
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Pictures (B, C, H, W) to codes (B, I); codes stay as they are."""
+        return self.image_tokenizer.encode(images) if images.dim() == 4 else images

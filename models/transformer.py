@@ -165,11 +165,21 @@ def make_layers(options: TransformerOptions, layout: Layout) -> nn.ModuleList:
 
 
 def run_layers(
-    layers: nn.ModuleList, x: Tensor, caches: Optional[List[LayerCache]] = None, position: int = 0
+    layers: nn.ModuleList,
+    x: Tensor,
+    caches: Optional[List[LayerCache]] = None,
+    position: int = 0,
+    invert: bool = True,
 ) -> Tensor:
-    """Run a stack: (B, n, D) to (B, n, D). The arguments are those of `Attention.forward`, with a cache a layer."""
+    """Run a stack: (B, n, D) to (B, n, D).
+
+    Args:
+        layers, x, position: as for `Attention.forward`.
+        caches: one a layer.
+        invert: let the backward pass compute the activations of reversible layers from their results.
+    """
     reversible = isinstance(layers[0], ReversibleLayer)
-    if reversible and caches is None and torch.is_grad_enabled():
+    if invert and reversible and caches is None and torch.is_grad_enabled():
         return run_reversibly(x, [branch for layer in layers for branch in layer.branches()])
     if reversible:
         x = torch.stack((x, x))

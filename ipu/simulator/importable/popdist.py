@@ -1,0 +1,7 @@
+"""What `import popdist` finds in a process that a program on the simulator has started."""
+
+from __future__ import annotations
+
+from ipu.simulator.install import answer_to
+
+answer_to("popdist")  # puts the simulator's module in the place of this one

@@ -1,0 +1,84 @@
+"""The plan of a run: taken from the options of the command, before anything is built."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Dict
+
+import pytest
+
+import train
+from args import Settings, read_settings
+from engines.options import IpuOptions, TrainingOptions
+from engines.planning import RunPlan
+from models.options import TransformerOptions
+from options import OptionError
+
+VQGAN: Dict[str, Any] = {"kind": "VQGan", "arguments": {}}
+
+
+def settings_of(*arguments: str) -> Settings:
+    return read_settings("", train.GROUPS, list(arguments))
+
+
+def plan_of(*arguments: str) -> RunPlan:
+    settings = settings_of(*arguments)
+    options = (settings[TrainingOptions], settings[IpuOptions], settings[TransformerOptions])
+    return RunPlan(*options, 8192, VQGAN, byteio=True)
+
+
+@pytest.mark.parametrize("config, replicas", [("L16", 1), ("L16_POD16", 4), ("L16_POD64", 16)])
+def test_the_named_configurations_fit_their_machines_and_gain_with_replicas(config: str, replicas: int) -> None:
+    plan = plan_of("--config", config)
+    assert plan.plan.fits
+    assert f"Bow Pod{4 * replicas}" in plan.plan.table()
+    assert plan.plan.throughput > 0.7 * replicas * plan_of("--config", "L16").plan.throughput
+
+
+def test_a_gc200_is_slower_than_a_bow_by_its_clock() -> None:
+    bow, gc200 = (plan_of("--config", "L16", "--machine", kind).plan for kind in ("bow", "gc200"))
+    assert 1.2 < bow.throughput / gc200.throughput < 1.45
+
+
+def test_the_last_line_is_the_predicted_throughput(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = plan_of("--config", "L16_POD16")
+    plan.show(tmp_path / "run", with_proposal=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("as configured: layers_per_ipu [0, 6, 6, 4]")
+    assert lines[-1] == f"predicted throughput: {plan.plan.throughput:,.0f} samples/s"
+    assert (tmp_path / "run" / "plan.png").stat().st_size > 5000
+
+
+def test_a_model_too_large_for_its_ipus_is_refused_with_the_numbers_and_the_remedies() -> None:
+    plan = plan_of("--config", "L16", "--hidden-size", "4096", "--batch-size", "8")
+    with pytest.raises(OptionError, match=r"(?s)IPU 1 would.*MB.*--no-plan-check"):
+        plan.check()
+
+
+def test_the_command_refuses_it_before_it_looks_at_data_or_image_tokenizer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = "train.py --config L16 --engine ipu-sim --hidden-size 4096 --input-folder nowhere".split()
+    monkeypatch.setattr("sys.argv", [*words, "--output-dir", str(tmp_path)])
+    with pytest.raises(OptionError, match="MB"):
+        train.main()
+    monkeypatch.setattr("sys.argv", [*words, "--no-plan-check", "--offline", "--output-dir", str(tmp_path)])
+    with pytest.raises(OptionError, match="vae_path|nowhere"):
+        train.main()
+
+
+def test_the_plan_is_shown_without_an_image_tokenizer_at_hand(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["train.py", "--config", "unit_test", "--plan", "--output-dir", str(tmp_path)])
+    train.main()
+    assert "predicted throughput: " in capsys.readouterr().out.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.png"]
+
+
+def test_every_option_of_a_plan_is_an_option_of_the_command() -> None:
+    from ipu.placement import PlanOptions
+
+    known = {field.name for group in (TrainingOptions, IpuOptions) for field in dataclasses.fields(group)}
+    assert {field.name for field in dataclasses.fields(PlanOptions)} - known == {"instances"}
