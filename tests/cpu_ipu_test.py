@@ -32,5 +32,5 @@ def test_losses_gradients_and_weights_are_those_of_plain_pytorch(case: Case, eng
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_every_entry_of_the_configurations_trains_as_plain_pytorch(entry: str, engine: str) -> None:
-    case = entry_case(entry, fp16=False, bf16=False)
+    case = entry_case(entry, single_precision=True)
     assert_within(train_on_engine(case, engine), train_plainly(case), SINGLE_PRECISION)

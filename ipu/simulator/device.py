@@ -110,7 +110,7 @@ class Device:
         _log.debug("Reading random seed")
         _log.debug("Reading RNG state")
         states = [*self._random, self.rounder.state()]
-        return [self.seed, *(int(number) for state in states for number in state)]
+        return [self.seed, *(number for state in states for number in state.tolist())]
 
     def set_random_state(self, state: Sequence[int]) -> None:
         """Put back what `random_state` gave; of a list of another length only the seed is taken."""

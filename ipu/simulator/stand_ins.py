@@ -41,9 +41,11 @@ def stand_ins(model: nn.Module) -> Iterator[List[Slot]]:
     for slot in slots:
         vars(slot.module)[slot.kind][slot.name] = slot.stand_in
     try:
-        yield slots
-        for slot in slots:
-            _check(slot)
+        try:
+            yield slots
+        finally:  # another tensor in a slot is why others do not fit: say that in the first place
+            for slot in slots:
+                _check(slot)
     finally:
         for slot in slots:
             vars(slot.module)[slot.kind][slot.name] = slot.tensor

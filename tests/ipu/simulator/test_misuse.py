@@ -99,7 +99,7 @@ def test_a_pipeline_never_passes_a_tensor_back() -> None:
             return y + 1
 
     with refused(Error, "is made in pipeline stage 1 (IPU 1) and used in stage 0 (IPU 0)", "move the block"):
-        infer(forward, Options().deviceIterations(3))
+        infer(forward, Options().deviceIterations(4))
 
 
 def test_an_operation_after_a_closed_block_belongs_to_none() -> None:
