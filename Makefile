@@ -3,7 +3,8 @@
 # make check      formatting, lint, types and the test suite
 # make test-sdk   the test suite on what Graphcore's SDK brings: make test-sdk PYTHON=python3.8
 # make test-peers our models beside the programs they replace, with copied weights
-# Each makes the environment it needs if there is none.
+# make smoke-ipu  what to run first on a machine with IPUs: make smoke-ipu [ENGINE=ipu-sim] [PYTHON=...]
+# Each makes the environment it needs if there is none; smoke-ipu takes the one with PopTorch in it.
 PYTHON ?= python3
 VENV ?= .venv
 SDK_VENV ?= .venv-sdk
@@ -11,10 +12,11 @@ PEERS_VENV ?= .venv-peers
 BIN := $(VENV)/bin
 JOBS ?= 2
 DEMO := output/demo
+ENGINE ?= ipu
 # Threads that wait asleep: spinning ones bring a busy machine to a halt.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test check lint format test-sdk test-peers clean
+.PHONY: demo test check lint format test-sdk test-peers smoke-ipu clean
 
 demo: $(VENV)/core
 	$(BIN)/python -m data.demo --out-dir $(DEMO)/scenes
@@ -43,6 +45,10 @@ test-sdk: $(SDK_VENV)/sdk
 
 test-peers: $(PEERS_VENV)/peers
 	$(PEERS_VENV)/bin/python -m pytest -q tests/peers/compare_*.py
+
+smoke-ipu:
+	@$(PYTHON) -c 'import pytest, torch' || { echo 'make smoke-ipu: install PopTorch, requirements.txt and pytest for $(PYTHON); see docs/ipu.md'; exit 2; }
+	ENGINE=$(ENGINE) $(PYTHON) -m pytest -v --no-header tests/ipu_smoke.py
 
 $(VENV)/core: requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -55,6 +55,11 @@ class IpuEngine:
                 f"engine={training.engine} trains the transformer (train.py); train this model with --engine host"
             )
         _refuse_host_only(training, ipu)
+        if launcher.instances > 1 and training.engine == "ipu-sim":
+            raise OptionError(
+                f"engine=ipu-sim does not exchange gradients among processes, and poprun started {launcher.instances}; "
+                "start one with all replicas"
+            )
         self.training, self.ipu, self.workers, self.launcher = training, ipu, workers, launcher
         self.is_main, self.compile_only = launcher.is_main, ipu.compile_only
         self.poptorch = open_poptorch(training.engine)
@@ -62,9 +67,9 @@ class IpuEngine:
         self.placement = place(model.dalle.options, ipu, training)
         self.device_model = IpuModel(model, self._layer_options(), self.poptorch).train()
         self.optimizer = self._make_optimizer()
-        run = self._run_options()
-        self._run = run
-        self.executor = self.poptorch.trainingModel(self.device_model, training_options(self.poptorch, run), self.optimizer)
+        self._run = self._run_options()
+        options = training_options(self.poptorch, self._run)
+        self.executor = self.poptorch.trainingModel(self.device_model, options, self.optimizer)
         self._logits_model = IpuLogits(self.device_model)
         self._inference: Dict[str, Any] = {}
         self._rate: Optional[float] = None
@@ -76,8 +81,7 @@ class IpuEngine:
         example = self._to_device_types(as_inputs(example))
         repeats = self.training.gradient_accumulation * self._local_replicas * self.training.device_iterations
         self.executor.compile(*(tensor.repeat(repeats, *[1] * (tensor.dim() - 1)) for tensor in example))
-        if self._loaded_random is not None and not self.compile_only:
-            self.executor.rng_state = self._loaded_random
+        self._load_random_state()
         return self.placement.table()
 
     def loader(self, dataset: Dataset[Any], start: int, epochs: Optional[int]) -> Iterator[Batch]:
@@ -129,7 +133,7 @@ class IpuEngine:
         for start in range(0, count, self._inference_batch):
             rows = [tensor[start : start + self._inference_batch] for tensor in inputs]
             scalars = executor(*(_fill(tensor, self._inference_batch) for tensor in rows))
-            sums += torch.stack([scalar.float()[: len(rows[0])].sum() for scalar in scalars])
+            sums += torch.stack([scalar.float().reshape(-1)[: len(rows[0])].sum() for scalar in scalars])
         return sums / count
 
     @contextlib.contextmanager
@@ -186,6 +190,8 @@ class IpuEngine:
         self._load_optimizer_state(state["optimizer"], state["scaler"])
         torch.set_rng_state(state["random"]["cpu"])
         self._loaded_random = state["random"].get("ipu")
+        if self.executor.isCompiled():
+            self._load_random_state()
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -304,6 +310,10 @@ class IpuEngine:
         self.model.load_state_dict(learned, strict=False)  # the image tokenizer keeps its own precision
         self._fetched = True
 
+    def _load_random_state(self) -> None:
+        if self._loaded_random is not None and not self.compile_only:
+            self.executor.rng_state = self._loaded_random
+
     def _optimizer_state(self) -> Dict[str, Dict[str, Tensor]]:
         state = self.optimizer.state_dict().get("ipu_state") or {}
         kinds: Dict[str, Dict[str, Tensor]] = {}
@@ -318,9 +328,7 @@ class IpuEngine:
                 named.setdefault(name, {})[_STATE_NAMES[kind]] = tensor
         return named
 
-    def _load_optimizer_state(
-        self, named: Dict[str, Dict[str, Tensor]], scaler: Optional[Dict[str, Any]]
-    ) -> None:
+    def _load_optimizer_state(self, named: Dict[str, Dict[str, Tensor]], scaler: Optional[Dict[str, Any]]) -> None:
         shapes = {name: p.shape for name, p in self.device_model.named_parameters() if p.requires_grad}
         known = set(plain_state({name: torch.empty(0) for name in shapes}))
         if not set(named) <= known:

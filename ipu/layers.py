@@ -1,6 +1,6 @@
 """The model as IPUs run it: blocks, serialised layers, recomputation and half precision; and the way back.
 
-The plain model stays as it is. `IpuModel` holds a copy of it that is cut into blocks; `plain_state` and `load_plain_state`
+The plain model stays as it is. `IpuModel` holds a copy of it that is cut into blocks; `plain_state` and `ipu_state`
 translate its weights, or anything else that each weight has, from and to the plain model's names.
 """
 
@@ -61,6 +61,7 @@ class SerializedEmbedding(nn.Module):
         """(...) ids to (..., D)."""
         total, start = None, 0
         for part in self.split_embeddings:
+            assert isinstance(part, nn.Embedding), "it is made of nothing else"
             inside = (ids >= start) & (ids < start + part.num_embeddings)
             rows = part((ids - start).clamp(0, part.num_embeddings - 1)) * inside[..., None].to(part.weight.dtype)
             total = rows if total is None else total + rows
@@ -129,7 +130,7 @@ class IpuModel(nn.Module):
                 layer.register_forward_hook(self._checkpoint)
 
     def forward(self, text: Tensor, images: Tensor) -> Tuple[Tensor, ...]:
-        """Losses of captions (B, T) and pictures (B, C, H, W), or codes (B, I); float32 scalars as `Dalle.forward`'s."""
+        """Losses of captions (B, T) and pictures (B, C, H, W), or codes (B, I); see `Dalle.forward`; float32."""
         loss, *others = self.model.dalle(text, self.codes(images))
         loss = self.poptorch.identity_loss(loss, reduction="none")
         return tuple(scalar.float() for scalar in (loss, *others))
@@ -145,7 +146,7 @@ class IpuModel(nn.Module):
         if images.dim() == 4:
             self.poptorch.Block.start(self.options.image_tokenizer)
             images = as_unit_range(images).to(self.dtype)
-        codes = self.model.encode(images)
+        codes = self.model.encode(images).long()  # loaded codes have 32 bits, which torch's losses refuse
         self.poptorch.Block.start(self.options.embedding)
         return codes
 
@@ -215,8 +216,8 @@ def _serialize(dalle: Dalle, factor: int, poptorch: PopTorch) -> None:
     for name, size in (("text", dalle.text_vocab_size), ("image", dalle.image_vocab_size)):
         if size % factor:
             raise OptionError(
-                f"embedding_serialization_factor={factor} does not divide the {size} ids of the {name} vocabulary; take "
-                "one that does"
+                f"embedding_serialization_factor={factor} does not divide the {size} ids of the {name} vocabulary; "
+                "take one that does"
             )
     dalle.to_logits = SerializedProjection(dalle.to_logits, factor, poptorch)
     if not dalle.options.share_input_output_emb:

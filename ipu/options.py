@@ -52,9 +52,7 @@ def training_options(poptorch: PopTorch, run: RunOptions) -> Any:
     options.relaxOptimizerAttributesChecks()
     # keeps gradients that are only accumulated from being sent to the host
     options._Popart.set("disableGradAccumulationTensorStreams", True)
-    options._Popart.set(
-        "autoRecomputation", _PIPELINE_RECOMPUTATION if run.recomputation else _NO_RECOMPUTATION
-    )
+    options._Popart.set("autoRecomputation", _PIPELINE_RECOMPUTATION if run.recomputation else _NO_RECOMPUTATION)
     return options
 
 

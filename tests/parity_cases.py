@@ -15,14 +15,14 @@ from tests.parity import Case
 
 # the entries of configs.yml that train.py trains; of these two kinds of layers are no more than so deep here
 ENTRIES: List[str] = ["demo", "dalle_pytorch", "unit_test", "L16_CLIP_vocab", "L16", "L16_POD16", "L16_POD64"]
-_LAYERS_CUT, _LARGEST_REPLICATION = 3, 2
+_LAYERS_CUT, _LARGEST_REPLICATION = 6, 2
 
 
 def entry_case(name: str, single_precision: bool = False) -> Case:
     """An entry of configs.yml, scaled down.
 
-    What is cut: width, heads, vocabularies, text, grid, accumulation (to what fills the pipeline), replicas (to two), and
-    the layers of each IPU (to a third, so that empty IPUs stay empty). What stays: everything else.
+    What is cut: width, heads, vocabularies, text, grid, accumulation (to what fills the pipeline), replicas (to two)
+    and the layers of each IPU (to a sixth, so that empty IPUs stay empty). What stays: everything else.
 
     Args:
         name: of the entry.
@@ -59,14 +59,10 @@ def _factor(ipu: Dict[str, Any]) -> int:
     return int(ipu.get("embedding_serialization_factor", 1))
 
 
-# Pipelines of two stages, where a model is cut in the middle, beside one IPU.
-ONE: Dict[str, Any] = {"ipu": {}}
-TWO: Dict[str, Any] = {"ipu": {"layers_per_ipu": (1, 1)}, "training": {"gradient_accumulation": 3}}
-TWO_SERIALIZED: Dict[str, Any] = {
-    "ipu": {"layers_per_ipu": (1, 1), "embedding_serialization_factor": 4},
-    "training": {"gradient_accumulation": 3},
-}
-PIPELINES = {"one IPU": ONE, "two IPUs": TWO, "two IPUs, serialised": TWO_SERIALIZED}
+# Where a model runs: on one IPU, or cut in the middle. Three micro batches fill two stages.
+ONE: Dict[str, Any] = {"training": {}, "ipu": {}}
+ONE_SERIALIZED: Dict[str, Any] = {"training": {}, "ipu": {"embedding_serialization_factor": 4}}
+TWO: Dict[str, Any] = {"training": {"gradient_accumulation": 3}, "ipu": {"layers_per_ipu": (1, 1)}}
 
 MODELS: Dict[str, Dict[str, Any]] = {
     "rotary": {"rotary_emb": True},
@@ -100,26 +96,25 @@ SHARED: Dict[str, Dict[str, Any]] = {
     "shared, reversible": {"shared_attn_ids": ("a",), "shared_ff_ids": ("b",), "reversible": True},
 }
 
-# (layers on each IPU, other options, stages)
+# layers on each IPU, other options, and the stages that follow
 SPLITS: Tuple[Tuple[Tuple[int, ...], Dict[str, Any], int], ...] = (
-    ((4,), {}, 1),
-    ((2, 2), {}, 2),
-    ((1, 3), {}, 2),
-    ((4, 0), {}, 1),
-    ((0, 4), {}, 2),
-    ((0, 4), {"embedding_ipu_id": 1}, 2),
-    ((0, 2, 2), {}, 3),
-    ((2, 0, 2), {}, 2),
-    ((0, 0, 2, 2), {}, 3),
+    ((1,), {}, 1),
+    ((1, 2), {}, 2),
+    ((2, 0), {}, 1),
+    ((0, 2), {}, 2),
+    ((0, 2), {"embedding_ipu_id": 1}, 2),
+    ((0, 1, 1), {}, 3),
+    ((1, 0, 1), {}, 2),
+    ((0, 0, 1, 1), {}, 3),
     ((1, 1, 1, 1), {}, 4),
     ((1, 1, 1, 1), {"cls_ipu_id": 0}, 5),
-    ((2, 2), {"cls_ipu_id": 0}, 3),
-    ((2, 2), {"cls_ipu_id": 1}, 2),
-    ((4, 0), {"cls_ipu_id": 1}, 2),
-    ((4, 0), {"embedding_ipu_id": 1}, 3),
-    ((4, 0), {"embedding_ipu_id": 1, "cls_ipu_id": 1}, 4),
-    ((0, 2, 2), {"embedding_ipu_id": 1, "cls_ipu_id": 0}, 4),
-    ((2, 2, 0), {"embedding_ipu_id": 2, "cls_ipu_id": 2}, 5),
+    ((1, 1), {"cls_ipu_id": 0}, 3),
+    ((1, 1), {"cls_ipu_id": 1}, 2),
+    ((2, 0), {"cls_ipu_id": 1}, 2),
+    ((2, 0), {"embedding_ipu_id": 1}, 3),
+    ((2, 0), {"embedding_ipu_id": 1, "cls_ipu_id": 1}, 4),
+    ((0, 1, 1), {"embedding_ipu_id": 1, "cls_ipu_id": 0}, 4),
+    ((1, 1, 0), {"embedding_ipu_id": 2, "cls_ipu_id": 2}, 5),
 )
 
 OPTIMIZERS: Dict[str, Dict[str, Any]] = {
@@ -132,8 +127,7 @@ OPTIMIZERS: Dict[str, Dict[str, Any]] = {
 STEPS_OF_ALL: Dict[str, Dict[str, Any]] = {
     "": {},
     ", clipped": {"clip_grad_norm": 0.01},
-    ", clipped where it is not needed": {"clip_grad_norm": 1000.0},
-    ", loss scaled": {"loss_scaling": 4096.0},
+    ", hardly clipped": {"clip_grad_norm": 1000.0},
     ", loss scaled and clipped": {"loss_scaling": 4096.0, "clip_grad_norm": 0.01},
 }
 
@@ -142,7 +136,8 @@ def single_precision_cases() -> List[Case]:
     """All cases but the entries of configs.yml."""
     return [
         *_attention_cases(),
-        *(Case(f"{name}, {where}", model, **how) for name, model in MODELS.items() for where, how in list(PIPELINES.items())[1:]),
+        *(Case(f"{name}, one IPU, serialised", model, **ONE_SERIALIZED) for name, model in MODELS.items()),
+        *(Case(f"{name}, two IPUs", model, **TWO) for name, model in MODELS.items()),
         *_shared_cases(),
         *(_split_case(*split) for split in SPLITS),
         *_batch_cases(),
@@ -157,9 +152,12 @@ def single_precision_cases() -> List[Case]:
 
 
 def _attention_cases() -> List[Case]:
+    models: Dict[str, Dict[str, Any]] = {
+        kind: {"attn_types": (kind,), "sparse_block_size": 4} for kind in ATTENTION_TYPES
+    }
     return [
-        Case(f"{kind}, {where}", {"attn_types": (kind,), "sparse_block_size": 4}, **how)
-        for kind, (where, how) in itertools.product(ATTENTION_TYPES, list(PIPELINES.items())[:2])
+        *(Case(f"{kind}, one IPU", model) for kind, model in models.items()),
+        *(Case(f"{kind}, two IPUs", model, **TWO) for kind, model in models.items()),
     ]
 
 
@@ -201,36 +199,68 @@ def _batch_cases() -> List[Case]:
 
 
 def _serialization_cases() -> List[Case]:
-    return [
-        Case(f"{factor} parts, {where}", {}, how.get("training", {}), {**how["ipu"], "embedding_serialization_factor": factor})
-        for factor, (where, how) in itertools.product((2, 8), list(PIPELINES.items())[:2])
-    ]
+    cases = []
+    for factor in (2, 8):
+        serialized = {"embedding_serialization_factor": factor}
+        cases.append(Case(f"{factor} parts, one IPU", {}, {}, serialized))
+        cases.append(Case(f"{factor} parts, two IPUs", {}, TWO["training"], {**TWO["ipu"], **serialized}))
+    return cases
 
 
 def _recomputation_cases() -> List[Case]:
     return [
-        Case(
-            f"without recomputation, {name}{where}",
-            model,
-            how.get("training", {}),
-            {**how["ipu"], "recomputation": False},
-        )
-        for name, model in (("plain, ", {}), ("reversible, ", {"reversible": True}))
-        for where, how in PIPELINES.items()
+        Case(f"{name}, not computed again, {where}", model, how["training"], {**how["ipu"], "recomputation": False})
+        for name, model in (("plain", {}), ("reversible", {"reversible": True}))
+        for where, how in (("one IPU", ONE), ("one IPU, serialised", ONE_SERIALIZED), ("two IPUs", TWO))
     ]
 
 
 def _placement_cases() -> List[Case]:
     """What says where things lie, and must not change a number."""
-    replicated = {"replication_factor": 2, "num_hidden_layers": 1}
-    training = {"replication_factor": replicated["replication_factor"]}
+    small = {"num_hidden_layers": 1}
     return [
-        Case("sharded optimizer state", {"num_hidden_layers": 1}, training, {"enable_rts": True}),
-        Case("optimizer state off chip", {"num_hidden_layers": 1}, {}, {"optimizer_state_offchip": True}),
-        Case("little memory for products", {"num_hidden_layers": 1}, {}, {"matmul_proportion": (0.1,)}),
-        Case("memory for products by IPU", {}, {"gradient_accumulation": 3}, {"layers_per_ipu": (1, 1), "matmul_proportion": (0.2, 0.4)}),
-        Case("what acts on halves alone", {}, {}, {"stochastic_rounding": True, "enable_half_partials": True}),
+        Case("sharded optimizer state", small, {"replication_factor": 2}, {"enable_rts": True}),
+        Case("optimizer state off chip", small, {}, {"optimizer_state_offchip": True}),
+        Case("little memory for products", small, {}, {"matmul_proportion": (0.1,)}),
+        Case("memory for products by IPU", {}, TWO["training"], {**TWO["ipu"], "matmul_proportion": (0.2, 0.4)}),
+        Case("what acts on halves alone", small, {}, {"stochastic_rounding": True, "enable_half_partials": True}),
     ]
 
 
-FP16: Dict[str, Any] = {"fp16": True, "loss_scaling": 1024.0, "gradient_accumulation": 3}
+HALF: Dict[str, Any] = {"fp16": True, "loss_scaling": 1024.0}
+ALL_HALF: Dict[str, Any] = {"enable_half_partials": True, "enable_half_first_order_momentum": True}
+
+
+def half_precision_cases() -> List[Case]:
+    """What half precision is held in, rounded to the nearest."""
+    two = {**HALF, "gradient_accumulation": 3}
+    return [
+        Case("half", {}, HALF),
+        Case("half, loss not scaled", {}, {**HALF, "loss_scaling": 1.0}),
+        Case("half, two IPUs, serialised", {}, two, {"layers_per_ipu": (1, 1), "embedding_serialization_factor": 4}),
+        Case("half, accumulated and replicated", {}, {**two, "batch_size": 1, "replication_factor": 2}),
+        Case("half, two updates a call", {}, {**HALF, "device_iterations": 2}),
+        Case("half, first moments too", {}, HALF, {"enable_half_first_order_momentum": True}),
+        Case("half, partials too", {"hidden_size": 64}, HALF, {"enable_half_partials": True}),
+        Case("half, loss scaling adapted", {}, {**HALF, "enable_als": True}),
+        Case("half, AdamW with decay", {}, {**HALF, "optimizer": "AdamW", "weight_decay": 0.1}),
+        Case("half, clipped", {}, {**HALF, "clip_grad_norm": 0.01}),
+        Case("half, reversible and rotary", {"reversible": True, "rotary_emb": True}, HALF),
+        Case("half, stable and sandwich", {"stable": True, "sandwich_norm": True}, HALF),
+        Case("half, tied and shifted", {"share_input_output_emb": True, "shift_tokens": True}, HALF),
+    ]
+
+
+def stochastic_cases() -> List[Case]:
+    """What half precision is held in, rounded at random."""
+    return [
+        Case("stochastic", {}, HALF, {"stochastic_rounding": True}),
+        Case("stochastic, all in half", {}, HALF, {"stochastic_rounding": True, **ALL_HALF}),
+        Case(
+            "stochastic, all in half, two IPUs",
+            {},
+            {**HALF, "gradient_accumulation": 3, "batch_size": 1, "enable_als": True},
+            {"stochastic_rounding": True, "layers_per_ipu": (1, 1), "embedding_serialization_factor": 4, **ALL_HALF},
+        ),
+        *(entry_case(name) for name in ("L16_CLIP_vocab", "L16_POD16")),
+    ]

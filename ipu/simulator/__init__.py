@@ -12,7 +12,10 @@ from typing import Any, Optional, Union
 import torch
 from torch import nn
 
-from ipu.simulator import optim, options, poptorch_core, profiling, testing
+from ipu.simulator import _dataloader as _dataloader
+from ipu.simulator import _impl as _impl
+from ipu.simulator import _logging as _logging
+from ipu.simulator import enums, optim, options, poptorch_core, profiling, testing
 from ipu.simulator._logging import setLogLevel
 from ipu.simulator.arguments import ICustomArgParser, registerCustomArgParser
 from ipu.simulator.blocks import BeginBlock, Block, BlockFunction, module_repr, removeBlocks
@@ -83,6 +86,7 @@ __all__ = [
     "PipelinedExecution", "PoplarExecutor", "RecoverableError", "ReductionType", "SerialPhasedExecution",
     "ShardedExecution", "SharingStrategy", "Stage", "SyncPattern", "TensorLocationSettings", "UnrecoverableError",
     "VariableRetrievalMode", "cond", "ctc_beam_search_decoder", "custom_op", "dynamic_slice", "dynamic_update",
+    "enums",
     "for_loop", "fps", "identity_loss", "inferenceModel", "ipuHardwareIsAvailable", "ipuHardwareVersion",
     "ipu_print_tensor", "isRunningOnIpu", "load", "module_repr", "nearest", "nop", "optim", "options",
     "poptorch_core", "print", "profiling", "recomputationCheckpoint", "registerCustomArgParser",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ipu.simulator.batching import Batching, Results
-from ipu.simulator.graph import Graph
+from ipu.simulator.graph import GRADIENT, UPDATED, Graph
 from ipu.simulator.half import Rounder
 from ipu.simulator.options import Options
 from ipu.simulator.program import Program, carried, check_finite
@@ -63,6 +63,8 @@ class Device:
         self.updater: Optional[Updater] = None
         self._learning: Dict[str, int] = {}
         self._half_weights: Set[str] = set()
+        self._observed: Dict[str, Results] = {}
+        self._seen_gradients: Dict[int, Tensor] = {}
         if training:
             assert attributes is not None
             self._make_updater(attributes, parameters)
@@ -134,6 +136,7 @@ class Device:
             Error: a value overflowed, where the options make that an error.
         """
         anchored = {name: Results(self._batching_of(name, batching)) for name in self.graph.anchored}
+        self._observed = {name: Results(self._batching_of(name, batching)) for name in self.graph.observed}
         wanted = [(value, results[i]) for i, value in enumerate(self.graph.outputs) if value is not None]
         wanted += [(self.graph.anchored[name], found) for name, found in anchored.items()]
         before = torch.get_rng_state()
@@ -147,11 +150,17 @@ class Device:
                 if self.updater is not None:
                     with torch.no_grad():
                         self.updater.apply({name: self._values[value] for name, value in self._learning.items()})
+                    for replica in range(batching.replicas):
+                        self._observe(UPDATED, self._values, iteration, batching.gradient_accumulation - 1, replica)
         finally:
             torch.set_rng_state(before)
+            if self.updater is not None:
+                self.updater.discard()
         self._write_inputs_back(tensors, inputs)
+        values = {**self.graph.anchored, **{name: self.graph.weights[w] for name, (_, w) in self.graph.observed.items()}}
         return {
-            name: found.value(self.graph.values[self.graph.anchored[name]].dtype) for name, found in anchored.items()
+            name: found.value(self.graph.values[values[name]].dtype)
+            for name, found in (*anchored.items(), *self._observed.items())
         }
 
     def _run_replica(
@@ -170,6 +179,7 @@ class Device:
             for value, tensor in zip(self.graph.inputs, inputs):
                 values[value] = batching.micro_batch(tensor, iteration, step, replica)
             held = self._micro_batch(values)
+            self._observe(GRADIENT, self._seen_gradients, iteration, step, replica)
             for value in self._half_buffers:
                 values[value].copy_(self.rounder(values[value]))
             for value, found in results:
@@ -183,8 +193,21 @@ class Device:
             with torch.no_grad():
                 return self.program.run(values)
         held = self.program.run(values)
-        self.updater.accumulate(self._gradients(held[self.graph.loss], values))
+        gradients = self._gradients(held[self.graph.loss], values)
+        if self._observed:
+            self._seen_gradients = {self._learning[name]: tensor.clone() for name, tensor in gradients.items()}
+        self.updater.accumulate(gradients)
         return held
+
+    def _observe(self, kind: str, tensors: Dict[int, Tensor], iteration: int, step: int, replica: int) -> None:
+        """Take what the options ask for beside the outputs; a weight that nothing reaches has a gradient of 0."""
+        for name, found in self._observed.items():
+            observed, weight = self.graph.observed[name]
+            if observed == kind:
+                value = self.graph.weights[weight]
+                tensor = tensors.get(value)
+                kept = torch.zeros_like(self._values[value]) if tensor is None else tensor
+                found.add(kept.detach(), iteration, step, replica)
 
     def _gradients(self, loss: Tensor, values: Dict[int, Tensor]) -> Dict[str, Tensor]:
         assert self.updater is not None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import pickle
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Iterator
+
+from torch import nn
 
 from ipu.simulator.graph import Graph
 from ipu.simulator.options import Options
@@ -41,6 +44,20 @@ def read_executable(filename: str) -> Dict[str, Any]:
     return content
 
 
+@contextlib.contextmanager
+def set_modes(model: nn.Module, modes: Dict[str, bool]) -> Iterator[None]:
+    """Within, the modules that `modes` names train or not as when a file was written: what it runs is fixed."""
+    named = [(module, module.training, modes.get(name)) for name, module in model.named_modules()]
+    try:
+        for module, _, mode in named:
+            if mode is not None:
+                module.training = mode
+        yield
+    finally:
+        for module, before, _ in named:
+            module.training = before
+
+
 def note_in_cache(options: Options, graph: Graph) -> None:
     """Record what was compiled in the folder of `enableExecutableCaching`; there is no machine code to keep in it."""
     popart = options._Popart.options
@@ -55,3 +72,12 @@ def note_in_cache(options: Options, graph: Graph) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"simulated": True, "operations": len(graph.nodes)}), encoding="ascii")
+
+
+def warn_without_cache(options: Options) -> None:
+    """Say that every process compiles by itself, where several do and have no folder to share."""
+    if options.Distributed.numProcesses > 1 and not options._Popart.options.get("cachePath"):
+        _log.warning(
+            "%d processes compile the same model; enableExecutableCaching(path) on the options lets one do it for all",
+            options.Distributed.numProcesses,
+        )

@@ -20,7 +20,7 @@ from ipu.simulator.blocks import module_repr
 from ipu.simulator.counters import Counters
 from ipu.simulator.device import Device, automatic_loss_scaling
 from ipu.simulator.enums import ConnectionType, MeanReductionStrategy, OutputMode
-from ipu.simulator.executables import note_in_cache, read_executable, write_executable
+from ipu.simulator.executables import note_in_cache, read_executable, set_modes, warn_without_cache, write_executable
 from ipu.simulator.graph import Graph
 from ipu.simulator.optim import SGD
 from ipu.simulator.optimizer_attributes import Settings
@@ -73,6 +73,7 @@ class PoplarExecutor:
         self._compiled_with: Optional[Arguments] = None
         self._output: Any = None
         self._compile_seconds = 0.0
+        self._modes: Dict[str, bool] = {}
         self._anchored: Dict[str, Tensor] = {}
         self._counters = Counters()
         if training:
@@ -100,6 +101,7 @@ class PoplarExecutor:
         assert self._compiled_with is not None and self._device is not None
         check_same(self._compiled_with, given)
         self._refresh_from_trainer()
+        self._load_optimizer_state()
         tensors = given.tensors()
         if not self._warned_of_gradients and any(tensor.requires_grad for tensor in tensors):
             _log.warning("an input requires a gradient, which the device does not return; it is detached")
@@ -161,10 +163,12 @@ class PoplarExecutor:
 
     def _compile(self, given: Arguments) -> None:
         started = time.perf_counter()
+        check_backend(self._options)
+        self._modes = {name: module.training for name, module in self._model.named_modules()}
         tensors = given.tensors()
         batching = self._batching()
         batching.check(tensors)
-        check_backend(self._options)
+        warn_without_cache(self._options)
         hooks.run(hooks.before_compile)
         try:
             graph, output = self._trace(given, [batching.first(tensor) for tensor in tensors])
@@ -210,10 +214,12 @@ class PoplarExecutor:
                 f"forward changes the buffer {sorted(graph.written_buffers)[0]}, and PopTorch does not support "
                 "broadcasting buffers that change; call broadcastBuffers(False) on the options"
             )
+        check_overlap(options, graph)
         unknown = sorted(set(options.updatable_named_buffers) - set(graph.buffers))
         if unknown:
             raise python_error(
-                f"updatableNamedBuffers names {unknown[0]}, and the model's buffers are {', '.join(graph.buffers) or 'none'}"
+                f"updatableNamedBuffers names {unknown[0]}, and the model's buffers are "
+                f"{', '.join(graph.buffers) or 'none'}"
             )
 
     def _run(self, tensors: List[Tensor]) -> Any:
@@ -279,6 +285,7 @@ class PoplarExecutor:
         self._dirty = False
         found = self._user_model.load_state_dict(state_dict, strict)
         if self._attached:
+            _log.debug("Implicit copyWeightsToDevice()")
             self.copyWeightsToDevice()
         return found
 
@@ -296,8 +303,8 @@ class PoplarExecutor:
         if self.isCompiled() and self._attributes is not None:
             if new.needs_running_mean and self._strategy() != MeanReductionStrategy.Running:
                 raise ValueError(
-                    "the model is already compiled, and accum_type=torch.float16 needs another mean over micro batches; "
-                    "destroy() the executor before, or keep torch.float32"
+                    "the model is already compiled, and accum_type=torch.float16 needs another mean over micro batches"
+                    "; destroy() the executor before, or keep torch.float32"
                 )
             self._attributes.check_update(new)
         if optimizer is not self._optimizer:
@@ -439,6 +446,7 @@ class PoplarExecutor:
             return
         loaded = self._optimizer._take_loaded_state()  # type: ignore[attr-defined]
         if loaded is not None:
+            self._copy_weights_if_newer()
             _log.debug("Writing optimiser state tensors from host to IPU memory")
             self._device.load_optimizer_state(loaded["ipu_state"], loaded["ipu_param"])
             self._optimizer_state = None
@@ -461,6 +469,7 @@ class PoplarExecutor:
         content = {
             "training": self._training,
             "arguments": self._compiled_with,
+            "modes": self._modes,
             "options": self._options,
             # together in one pickle, so that the optimizer's parameters stay the model's
             "model": self._user_model if export_model else None,
@@ -484,7 +493,8 @@ class PoplarExecutor:
         """
         content = read_executable(filename)
         self._rng_state = content["rng_state"]
-        self._compile(content["arguments"])
+        with set_modes(self._model, content["modes"]):
+            self._compile(content["arguments"])
 
     def cycleCount(self) -> int:
         """Not simulated.
@@ -580,6 +590,9 @@ def load(filename: str, edit_opts_fn: Optional[Callable[[Options], None]] = None
     assert content["model"] is not None, f"{filename} was saved with export_model=False; use loadExecutable"
     options = content["options"]
     options._unfreeze()
+    options.deleteIfExists("ipu_version")  # a file that was made without a device is for use with one
+    if options.connection_type == ConnectionType.Never:
+        options.connectionType(ConnectionType.Always)
     if edit_opts_fn:
         edit_opts_fn(options)
     executor = PoplarExecutor(content["model"], options, content["training"], content["optimizer"])
@@ -613,6 +626,26 @@ def _own_options(options: Optional[Options], training: bool) -> Options:
         )
     own._freeze()
     return own
+
+
+def check_overlap(options: Options, graph: Graph) -> None:
+    """Refuse loading and sending beside computing where the options leave no room for it.
+
+    Raises:
+        Error: says which option is missing.
+    """
+    if not graph.overlapped:
+        return
+    strategy, names = options._execution_strategy, " and ".join(sorted(graph.overlapped))
+    if not options.TensorLocations.exists("numIOTiles"):
+        remedy = "tiles for it: call TensorLocations.numIOTiles(...) on the options"
+    elif isinstance(strategy, PipelinedExecution) and not isinstance(strategy, ShardedExecution):
+        remedy = "an execution that is not pipelined: call setExecutionStrategy(poptorch.ShardedExecution())"
+    elif "outputs" in graph.overlapped and options.output_mode not in (OutputMode.All, OutputMode.Sum):
+        remedy = "all outputs: call outputMode(poptorch.OutputMode.All), or Sum"
+    else:
+        return
+    raise python_error(f"the model overlaps its {names} with computing (set_overlap_for_...), which needs {remedy}")
 
 
 def _as_text(settings: Settings) -> str:

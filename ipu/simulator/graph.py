@@ -12,6 +12,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from ipu.simulator.poptorch_core import python_error
 from ipu.simulator.stages import Place, Stages, Transfer
 
+GRADIENT, UPDATED = OBSERVABLE = ("Gradient___", "UpdatedVar___")
+"""What PopART calls a weight's gradient in a micro batch, loss scale included, and the weight after an update."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Ref:
@@ -60,6 +63,7 @@ class Node:
         rounded: its results are half and not among its inputs' values.
         pure: it may be left out when nothing uses its results.
         random: it draws random numbers.
+        copies_back: its result goes into the memory of its first input.
     """
 
     name: str
@@ -72,6 +76,7 @@ class Node:
     rounded: bool = False
     pure: bool = True
     random: bool = False
+    copies_back: bool = False
 
     @property
     def inputs(self) -> List[int]:
@@ -115,11 +120,15 @@ class Graph:
     written_inputs: Set[int] = dataclasses.field(default_factory=set)
     inference_only: Set[str] = dataclasses.field(default_factory=set)
     """Operations that have no backward pass."""
+    overlapped: Set[str] = dataclasses.field(default_factory=set)
+    """What is loaded or sent while the device computes: "inputs", "outputs"."""
     written: Set[int] = dataclasses.field(default_factory=set)
     """Values that an operation writes to, and all that share memory with them."""
 
     anchored: Dict[str, int] = dataclasses.field(default_factory=dict)
     """Values that are fetched beside the outputs, by a name of the user's."""
+    observed: Dict[str, Tuple[str, str]] = dataclasses.field(default_factory=dict)
+    """What else is: by a name of the user's one of `OBSERVABLE` and a weight's name."""
 
     def lasting(self) -> List[int]:
         """The values that outlive a run."""
@@ -133,7 +142,8 @@ class Graph:
     def tensor_names(self) -> List[str]:
         """A name for every value: of weights, buffers and inputs their own."""
         own = ("weight", "buffer", "input")
-        return [v.name if v.kind in own else f"{v.name}:{index}" for index, v in enumerate(self.values)]
+        names = [v.name if v.kind in own else f"{v.name}:{index}" for index, v in enumerate(self.values)]
+        return [*names, *self._observable()]
 
     def keep(self, anchors: Dict[str, Any]) -> None:
         """Keep the values that an option asks for beside the outputs.
@@ -145,11 +155,20 @@ class Graph:
             Error: there is no such value.
         """
         names = {name: index for index, name in enumerate(self.tensor_names())}
+        observable = self._observable()
         for short, anchor in anchors.items():
             name = anchor if isinstance(anchor, str) else anchor[0]
             if name not in names:
                 raise python_error(f"anchorTensor: the graph has no tensor {name}; see getTensorNames()")
-            self.anchored[short] = names[name]
+            if name in observable:
+                self.observed[short] = observable[name]
+            else:
+                self.anchored[short] = names[name]
+
+    def _observable(self) -> Dict[str, Tuple[str, str]]:
+        """Names of what belongs to the weights that a loss trains, each with its kind and the weight's name."""
+        weights = self.used_weights() if self.loss is not None else []
+        return {f"{kind}{weight}": (kind, weight) for weight in weights for kind in OBSERVABLE}
 
     def prune(self) -> None:
         """Leave out operations whose results nothing needs."""

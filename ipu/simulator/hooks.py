@@ -39,7 +39,9 @@ def run(hooks: Dict[int, Hook]) -> None:
 
 def _register(hook: Hook, hooks: Dict[int, Hook]) -> RemovableHandle:
     if not callable(hook):
-        raise RuntimeError(f"a compile hook must be callable, a function without arguments, and not a {type(hook).__name__}")
+        raise RuntimeError(
+            f"a compile hook must be callable, a function without arguments, and not a {type(hook).__name__}"
+        )
     handle = RemovableHandle(hooks)
     hooks[handle.id] = hook
     return handle

@@ -24,7 +24,7 @@ _WORDS = (Path(__file__).parent / "lowered_operators.txt").read_text(encoding="a
 LOWERED: FrozenSet[str] = frozenset(word.rstrip("_") if not word.startswith("__") else word for word in _WORDS)
 # What PyTorch calls on its way to those, at no cost on a device.
 _INTERNAL = frozenset(
-    "_to_copy alias detach empty empty_like empty_strided lift lift_fresh view_as _shape_as_tensor".split()
+    "_to_copy alias detach empty empty_like empty_strided fill lift lift_fresh view_as zero _shape_as_tensor".split()
 )
 _DYNAMIC = frozenset(
     "nonzero masked_select unique unique_consecutive _unique _unique2 unique_dim nonzero_numpy".split()
@@ -56,8 +56,18 @@ LOSSES = frozenset(
     """.split()
 )
 RANDOM = frozenset(
-    "bernoulli dropout exponential feature_dropout normal rand randint randn random randperm rrelu uniform".split()
+    """
+    bernoulli dropout exponential feature_dropout normal rand rand_like randint randint_like randn randn_like random
+    randperm rrelu uniform
+    """.split()
 )
+FACTORIES = frozenset(
+    """
+    arange empty empty_like eye full full_like linspace logspace normal ones ones_like rand rand_like randint
+    randint_like randn randn_like randperm scalar_tensor tril_indices triu_indices zeros zeros_like
+    """.split()
+)
+"""They make a tensor; if any are given, it is like them or random."""
 _NARROWED = {torch.float64: torch.float32, torch.bfloat16: torch.float32}
 
 
@@ -71,6 +81,17 @@ def is_inplace(function: Any) -> bool:
     """Whether the operator writes to its first argument."""
     arguments = function._schema.arguments
     return bool(arguments) and _is_written(arguments[0])
+
+
+def without_writing(function: Any) -> Any:
+    """The operator that computes the same and writes to nothing, `add` for `add_`; None where there is none."""
+    packet = getattr(torch.ops.aten, base_name(function), None)
+    return getattr(packet, function._overloadname, None)
+
+
+def written_by_name(function: Any) -> List[str]:
+    """Names of the arguments that take the operator's results: `out`."""
+    return [argument.name for argument in function._schema.arguments if argument.kwarg_only and _is_written(argument)]
 
 
 def is_moving(function: Any) -> bool:
@@ -87,10 +108,13 @@ def decompose(function: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> A
     name = base_name(function)
     if name == "scaled_dot_product_attention":  # its fused forms are for other devices
         return _attention(*args, **kwargs)
+    if name == "vdot" and not args[0].is_complex():  # today's PyTorch asks for it where older ones asked for dot
+        return torch.dot(*args)
     qualified = function._schema.name + ("." + function._schema.overload_name if function._schema.overload_name else "")
     for key in (DispatchKey.CompositeImplicitAutograd, DispatchKey.CompositeExplicitAutograd):
         if torch._C._dispatch_has_kernel_for_dispatch_key(qualified, key.name):
-            return function._op_dk(key, *args, **kwargs)
+            # on the way it asks for operands of one type
+            return function._op_dk(key, *harmonise(function, args, lambda x, dtype: x.to(dtype)), **kwargs)
     raise python_error(
         f"the operator {function._schema.name} cannot run on an IPU: PopTorch does not lower it, and PyTorch does "
         "not take it apart into operators that it does lower. Write the model with others, or put it on the host's side"
@@ -101,11 +125,9 @@ def check_supported(function: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]
     """Whether the operator is lowered as it is; False: it has to be taken apart.
 
     Raises:
-        Error: its result's shape depends on values, it needs a value while the graph is made, or writes elsewhere.
+        Error: its result's shape depends on values, or it needs a value while the graph is made.
     """
     name = base_name(function)
-    if any(argument.kwarg_only and _is_written(argument) for argument in function._schema.arguments):
-        raise python_error(f"{function._schema.name} with out= cannot be traced; assign its result")
     if name in _READS_VALUE:
         raise python_error(
             f"{function._schema.name} asks for the value of a tensor on the IPU while the graph is made (.item(), "
@@ -254,7 +276,7 @@ def _attention(
         key, value = (x.repeat_interleave(heads // x.shape[-3], -3) for x in (key, value))
     scores = torch.matmul(query * (query.shape[-1] ** -0.5 if scale is None else scale), key.transpose(-2, -1))
     if is_causal:
-        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).triu(1)
+        hidden = query.new_ones(scores.shape[-2:], dtype=torch.bool).triu(1)
         scores = scores.masked_fill(hidden, -math.inf)
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         scores = scores.masked_fill(attn_mask.logical_not(), -math.inf)

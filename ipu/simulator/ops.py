@@ -156,6 +156,7 @@ def custom_op(
     examples = list(example_outputs)
     if active_tracer() is None:
         return [torch.zeros_like(example) for example in examples]
+    _check_range(attributes)
     implementation = _custom_ops.get((domain, name, domain_version))
     if implementation is None:
         raise python_error(
@@ -206,14 +207,21 @@ def for_loop(count: int, body: Callable[..., Any], inputs: Sequence[Tensor]) -> 
     """Call `body` `count` times, each time with what it returned before.
 
     Raises:
+        ValueError: the inputs are not a list of tensors.
         Error: the body returns other tensors than it takes.
     """
-    if not isinstance(inputs, (list, tuple)) or not all(isinstance(tensor, Tensor) for tensor in inputs):
-        raise python_error("for_loop takes its inputs as a list of tensors")
+    if not isinstance(inputs, list):
+        raise ValueError("for_loop takes its inputs as a list of tensors (Object is not list)")
+    for index, tensor in enumerate(inputs):
+        if not isinstance(tensor, Tensor):
+            raise ValueError(
+                "for_loop takes its inputs as a list of tensors (Object contained in list at index "
+                f"{index} is not torch.tensor)"
+            )
     tracer = active_tracer()
     if tracer is not None:
         tracer.graph.inference_only.add("poptorch.for_loop")
-    values = list(inputs)
+    values = [tensor.clone() for tensor in inputs]  # what the body writes to is its own
     for _ in range(count):
         given = body(*values)
         found = list(given) if isinstance(given, (list, tuple)) else [given]
@@ -271,12 +279,12 @@ def dynamic_update(input: Tensor, src: Tensor, dim: int, start: Tensor, size: in
 
 def set_overlap_for_input(tensors: Any, mode: Union[OverlapMode, str]) -> Any:
     """Load inputs while the last ones are computed with; the values are the same."""
-    return _check_overlap(tensors, mode)
+    return _set_overlap(tensors, mode, "inputs")
 
 
 def set_overlap_for_output(tensors: Any, mode: Union[OverlapMode, str]) -> Any:
     """Send outputs while the next ones are computed; the values are the same."""
-    return _check_overlap(tensors, mode)
+    return _set_overlap(tensors, mode, "outputs")
 
 
 def ctc_beam_search_decoder(
@@ -354,11 +362,23 @@ class Attribute:
 class MultiConv:
     """Plans the convolutions that are called within together; their values are the same."""
 
+    _begun: Optional[int] = None  # the operations before the one that is open: no two are open at a time
+
     def __enter__(self) -> MultiConv:
+        tracer = active_tracer()
+        if tracer is not None:
+            if MultiConv._begun is not None:
+                raise python_error("Nested poptorch.MultiConv is not supported; leave one before the next")
+            MultiConv._begun = len(tracer.graph.nodes)
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        pass
+        begun, MultiConv._begun = MultiConv._begun, None
+        tracer = active_tracer()
+        if tracer is None or begun is None or exception[0] is not None:
+            return
+        if not any("conv" in node.name for node in tracer.graph.nodes[begun:]):
+            raise python_error("Unexpected end_multi_conv: no convolution was called within poptorch.MultiConv")
 
     def availableMemoryProportions(self, value: Union[float, Sequence[float]]) -> MultiConv:
         """Share of the memory for each."""
@@ -368,13 +388,13 @@ class MultiConv:
         """Type of the partial sums of each."""
         types = list(value) if isinstance(value, (list, tuple)) else [value]
         if any(dtype not in (torch.float16, torch.float32) for dtype in types):
-            raise ValueError("partial sums are torch.float16 or torch.float32")
+            raise ValueError("Invalid partials types: partial sums are torch.float16 or torch.float32")
         return self
 
     def planType(self, value: MultiConvPlanType) -> MultiConv:
         """Whether they run at the same time."""
         if not isinstance(value, MultiConvPlanType):
-            raise AssertionError("planType takes a MultiConvPlanType")
+            raise AssertionError("Invalid plan type: planType takes a MultiConvPlanType")
         return self
 
     def perConvReservedTiles(self, value: int) -> MultiConv:
@@ -443,16 +463,35 @@ def _check_attributes(attributes: Dict[str, Any]) -> None:
             raise ValueError(f"custom operator: attribute {key} is none of float, int, str, or a list of one of them")
         if len({type(member) for member in members}) > 1:
             raise ValueError(f"custom operator: attribute {key} mixes types in its list")
-        if any(isinstance(member, str) and not member.isascii() for member in members):
-            raise ValueError(f"custom operator: attribute {key} holds text that is not ASCII")
+        for member in members:
+            if isinstance(member, str) and not member.isascii():
+                raise ValueError(
+                    f"custom operator: attribute {key}: {member} contains non-ASCII characters; use ASCII text"
+                )
 
 
-def _check_overlap(tensors: Any, mode: Any) -> Any:
+def _check_range(attributes: Dict[str, Any]) -> None:
+    """Refuse numbers that PopART's single precision attributes cannot hold."""
+    largest = torch.finfo(torch.float32).max
+    for key, value in attributes.items():
+        for member in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(member, float) and abs(member) > largest:
+                how = "low" if member < 0 else "high"
+                raise python_error(
+                    f"custom operator: attribute {key}: {member:g} is too {how} for a Popart float attribute. It has "
+                    "to fit float32"
+                )
+
+
+def _set_overlap(tensors: Any, mode: Any, what: str) -> Any:
     if not isinstance(mode, OverlapMode):
         raise python_error("the mode of overlapping is an OverlapMode")
     leaves = flatten_output(tensors)
     if not leaves or any(not isinstance(leaf, Tensor) for leaf in leaves):
         raise python_error("overlap is set for tensors, and structures of tensors, only")
+    tracer = active_tracer()
+    if tracer is not None and mode is not OverlapMode.NoOverlap:
+        tracer.graph.overlapped.add(what)
     return tensors
 
 

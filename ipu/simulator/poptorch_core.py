@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Tuple, Type
 
 PYTHON_ERROR = "poptorch_py_error"
 
@@ -48,6 +48,33 @@ class TestErrorType(enum.IntEnum):
     PoplarUnknown = 5
     PoplarRecoverableFullReset = 6
     PoplarLinkError = 7
+
+
+_ON_REQUEST: Dict[TestErrorType, Tuple[Type[Error], str]] = {
+    TestErrorType.Poptorch: (Error, "poptorch_cpp_error"),
+    TestErrorType.Popart: (Error, "popart_exception"),
+    TestErrorType.PopartInternal: (Error, "popart_internal_exception"),
+    TestErrorType.Poplibs: (Error, "poplibs_exception"),
+    TestErrorType.PoplarUnrecoverable: (UnrecoverableError, "poplar_unrecoverable_runtime_error"),
+    TestErrorType.PoplarUnknown: (Error, "poplar_unknown_runtime_error"),
+    TestErrorType.PoplarRecoverableFullReset: (RecoverableError, "poplar_recoverable_runtime_error"),
+    TestErrorType.PoplarLinkError: (Error, "poplar_link_error"),
+}
+
+
+def _throwTestError(kind: TestErrorType) -> None:
+    """Raise the error of a kind, for programs that try how they handle it.
+
+    Raises:
+        Error: always.
+    """
+    error_class, name = _ON_REQUEST[TestErrorType(kind)]
+    linker = ": -lfoo not found" if kind == TestErrorType.PoplarLinkError else ""
+    places = "throwTestError::bottomLevel\nthrowTestError::topLevel"
+    error = error_class(name, f"an error of the kind {TestErrorType(kind).name}, asked for{linker}", places)
+    if isinstance(error, RecoverableError):
+        error.recovery_action = "FULL_RESET"
+    raise error
 
 
 def python_error(message: str) -> Error:

@@ -100,7 +100,8 @@ class Program:
     def _store(self, node: Node, held: List[Any], result: Any) -> None:
         results = [result] if isinstance(result, Tensor) else [leaf for leaf in result if isinstance(leaf, Tensor)]
         if node.rounded and node.outputs[0] is None:  # in place
-            results[0].copy_(self.round_half(results[0].clone()))
+            target = held[node.inputs[0]]
+            target.copy_(self.round_half(results[0] if node.copies_back else results[0].clone()))
             return
         for index, tensor in zip(node.outputs, results):
             if index is not None:

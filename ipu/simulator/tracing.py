@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import traceback
+import weakref
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
@@ -20,6 +21,7 @@ from torch.utils._pytree import tree_map
 from ipu.simulator.arguments import flatten_output
 from ipu.simulator.graph import Graph, Node, Ref, Value, flatten_call
 from ipu.simulator.operators import (
+    FACTORIES,
     LOSSES,
     RANDOM,
     base_name,
@@ -33,6 +35,8 @@ from ipu.simulator.operators import (
     on_half_grid,
     tensors_in,
     widen_types,
+    without_writing,
+    written_by_name,
 )
 from ipu.simulator.poptorch_core import Error, python_error
 from ipu.simulator.python_side import PythonSide
@@ -67,11 +71,14 @@ class Tracer(TorchDispatchMode):
         self._index: Dict[int, int] = {}
         self._attributes: Dict[int, str] = {}
         self._aliases: List[Tensor] = []  # they live as long as their identities are looked up
+        self._handed_on: Dict[int, Any] = {}
         self._sent: Set[Tuple[int, int]] = set()
 
     def add(self, kind: str, name: str, tensor: Tensor, place: Optional[Place] = None) -> int:
         """Make a tensor known to the graph; returns its value."""
-        value = Value(kind, name, tensor.shape, tensor.dtype, tensor if kind == "constant" else None, place)
+        with self.paused():  # a constant is what it was when it was made
+            constant = tensor.clone() if kind == "constant" else None
+        value = Value(kind, name, tensor.shape, tensor.dtype, constant, place)
         self.graph.values.append(value)
         index = len(self.graph.values) - 1
         self.kept[index] = tensor
@@ -109,6 +116,8 @@ class Tracer(TorchDispatchMode):
             Error: none; it lies on the host.
         """
         if id(tensor) in self._index:
+            if self._handed_on.pop(id(tensor), None) is not None:
+                self.kept[self._index[id(tensor)]] = tensor
             return self._index[id(tensor)]
         if id(tensor) in self._attributes:
             return self.add("constant", self._attributes[id(tensor)], tensor)
@@ -156,10 +165,7 @@ class Tracer(TorchDispatchMode):
         with self.paused():
             made = function(*args, **kwargs)
             made = made.to(device_type(made.dtype))
-        if name.startswith(("rand", "normal")):
-            self._write(name, function, args, kwargs, made, random=True)
-        else:
-            self.add("constant", name, made)
+        self._write_factory(name, function, args, kwargs, made)
         return made
 
     def opaque(
@@ -198,8 +204,13 @@ class Tracer(TorchDispatchMode):
         if name == "detach" and is_inplace(func) and self.graph.values[self.value_of(args[0])].kind == "constant":
             return args[0]
         args, kwargs = narrow_types((args, kwargs))
+        written = written_by_name(func)
+        if written:
+            return self._assign(func, args, kwargs, written)
         for tensor in tensors_in((args, kwargs)):
             self.value_of(tensor)
+        if name in FACTORIES and not is_inplace(func):
+            return self._hand_on(name, func, args, kwargs)
         if not self._is_supported(func, args, kwargs):
             with self:
                 return decompose(func, args, kwargs)
@@ -233,6 +244,45 @@ class Tracer(TorchDispatchMode):
         except Error as error:
             raise python_error(f"{error.message} [{self.user_line()}]") from None
 
+    def _assign(self, func: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any], written: List[str]) -> Tensor:
+        """An operator with `out=` is the one without, and a copy.
+
+        Raises:
+            Error: it has several results.
+        """
+        if len(written) > 1:
+            raise python_error(
+                f"{func._schema.name} with several out= cannot be traced; assign its results [{self.user_line()}]"
+            )
+        target = kwargs.pop(written[0])
+        with self:
+            return target.copy_(func._overloadpacket(*args, **kwargs))
+
+    def _hand_on(self, name: str, func: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Tensor:
+        """Call a factory that a function of PyTorch calls: older ones refuse a result that somebody else holds.
+
+        So the graph holds a copy until the tensor is used, and forgets one that never is.
+        """
+        made = compute(func, args, kwargs)
+        copy = made.clone()
+        self._write_factory(name, func, args, kwargs, copy)
+        identity, value = id(made), self._index.pop(id(copy))
+        self._index[identity] = value
+        self._handed_on[identity] = weakref.ref(made, lambda _: self._forget(identity))
+        return made
+
+    def _forget(self, identity: int) -> None:
+        if self._handed_on.pop(identity, None) is not None:
+            del self._index[identity]
+
+    def _write_factory(
+        self, name: str, function: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any], made: Tensor
+    ) -> None:
+        if name in RANDOM:
+            self._write(name, function, args, kwargs, made, random=True)
+        else:
+            self.add("constant", name, made)
+
     def _cast(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         result = tensor.to(dtype)
         self._write("to", torch.ops.aten._to_copy.default, (tensor,), {"dtype": dtype}, result)
@@ -255,13 +305,15 @@ class Tracer(TorchDispatchMode):
             return  # it gave its argument back
         place = self.graph.stages.here()
         values = [self._use(tensor, place) for tensor in inputs]
-        if inplace:
-            self._mark_written(args[0], place)
+        shared = self._mark_written(args[0], place) if inplace else set()
         half = any(made.dtype == torch.half for made in results)
         rounded = half and not (operator and _keeps_the_grid(function, inputs, results))
         if half and operator and is_moving(function):
             args = tree_map(on_half_grid, args)
         outputs = [self.add("result", name, made, place) if new else None for made, new in zip(results, fresh)]
+        copies_back = False
+        if inplace:
+            function, outputs, copies_back = self._as_assignment(function, values[0], shared, rounded)
         if operator and name in _CONVERSIONS and not inplace:
             function, args, kwargs = torch.ops.aten._to_copy.default, args[:1], {"dtype": results[0].dtype}
         leaves, structure = flatten_call(*widen_types((args, kwargs)))
@@ -270,7 +322,7 @@ class Tracer(TorchDispatchMode):
         self.graph.nodes.append(
             Node(
                 name, function, leaves, structure, outputs, place, torch.is_grad_enabled(), rounded,
-                pure=not inplace, random=random,
+                pure=not inplace or outputs[0] is not None, random=random, copies_back=copies_back,
             )
         )  # fmt: skip
 
@@ -296,14 +348,33 @@ class Tracer(TorchDispatchMode):
             self.graph.transfers.append(Transfer(index, value.place.ipu, place.ipu, value.size))
         return index
 
-    def _mark_written(self, tensor: Tensor, place: Place) -> None:
+    def _as_assignment(
+        self, function: Any, target: int, shared: Set[int], rounded: bool
+    ) -> Tuple[Any, List[Optional[int]], bool]:
+        """How an operator that writes is run: the function, the value that it gives, whether its result is copied back.
+
+        An IPU's graph has no memory to write to. Here, memory is written where others see it, and otherwise the name
+        gets a new value, so that the backward pass finds what it kept.
+        """
+        pure = without_writing(function)
+        if pure is not None and shared == {target} and self.graph.values[target].kind in ("result", "constant"):
+            return pure, [target], False
+        if pure is not None and rounded:
+            return pure, [None], True
+        return function, [None], False
+
+    def _mark_written(self, tensor: Tensor, place: Place) -> Set[int]:
+        """Note that memory changes; returns the values that lie in it."""
+        shared = set()
         memory = tensor.untyped_storage().data_ptr()
         for index, other in self.kept.items():
             if other.untyped_storage().data_ptr() == memory:
-                self.graph.written.add(index)
+                shared.add(index)
                 if self.graph.values[index].place is not None:
                     self.graph.values[index].place = place  # what it holds now was made here
-                self._sent = {(value, ipu) for value, ipu in self._sent if value != index}
+        self._sent = {(value, ipu) for value, ipu in self._sent if value not in shared}
+        self.graph.written |= shared
+        return shared
 
 
 def trace(

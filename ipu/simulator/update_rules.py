@@ -212,9 +212,8 @@ class Adam:
     def _follow_trust(self, weight: Tensor, x: Tensor, scalars: Values) -> None:
         if scalars["weightDecay"]:
             x.add_(weight, alpha=scalars["weightDecay"])
-        weight_norm = min(weight.norm().item(), scalars["maxWeightNorm"])
-        length = x.norm().item()
-        ratio = weight_norm / length if weight_norm and length else 1.0
+        weight_norm, length = weight.norm().item(), x.norm().item()
+        ratio = min(weight_norm, scalars["maxWeightNorm"]) / length if weight_norm and length else 1.0
         weight.add_(x, alpha=-scalars["learningRate"] * ratio)
 
 

@@ -128,6 +128,10 @@ class Updater:
             self._add(self._total, self._accumulated)
         self._accumulated = None
 
+    def discard(self) -> None:
+        """Forget the gradients of an update that was not finished."""
+        self._accumulated = self._total = None
+
     @torch.no_grad()
     def apply(self, weights: Dict[str, Tensor]) -> None:
         """Update the weights in place.

@@ -32,14 +32,13 @@ def wrap(model: nn.Module, executor: Any) -> None:
     Raises:
         Error: a buffer is no plain tensor.
     """
+    for tensor in tensors_of(model):
+        if not isinstance(tensor, nn.Parameter) and type(tensor) not in (Tensor, PoptorchBuffer):
+            raise python_error(f"a buffer is a {type(tensor).__name__}, and has to be a torch.Tensor")
     reference = weakref.ref(executor)
     for tensor in tensors_of(model):
-        if isinstance(tensor, nn.Parameter):
-            tensor.__class__ = PoptorchParameter
-        elif type(tensor) in (Tensor, PoptorchBuffer):
-            tensor.__class__ = PoptorchBuffer  # type: ignore[assignment]
-        else:
-            raise python_error(f"a buffer is a {type(tensor).__name__}, and has to be a torch.Tensor")
+        wrapped: type = PoptorchParameter if isinstance(tensor, nn.Parameter) else PoptorchBuffer
+        tensor.__class__ = wrapped
         object.__setattr__(tensor, _EXECUTOR, reference)
     object.__setattr__(model, _EXECUTOR, reference)
     if not isinstance(model, _WrappedModel):  # it is one when its last executor was dropped without destroy()
@@ -127,6 +126,9 @@ class PoptorchParameter(_Wrapped, nn.Parameter):
             memo[id(self)] = nn.Parameter(self._plain().clone(), self.requires_grad)
         return memo[id(self)]
 
+    def __repr__(self) -> str:  # type: ignore[override]
+        return repr(nn.Parameter(self._plain(), self.requires_grad))
+
     def replicaGrouping(self, comm_group_type: Any, shards: int, variable_retrieval_mode: Any) -> None:
         """Let groups of replicas have values of their own; not simulated.
 
@@ -139,6 +141,9 @@ class PoptorchParameter(_Wrapped, nn.Parameter):
 
 class PoptorchBuffer(_Wrapped, Tensor):
     """A buffer of a model that is trained on a device."""
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return repr(self._plain())
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self._plain().__reduce_ex__(protocol)
@@ -172,7 +177,7 @@ class _WrappedModel:
     def __reduce_ex__(self, protocol: Any) -> Tuple[Any, ...]:
         _pull(self)
         state = {key: value for key, value in self.__dict__.items() if key != _EXECUTOR}
-        return copyreg.__newobj__, (type(self).__mro__[2],), state  # type: ignore[attr-defined]
+        return copyreg._reconstructor, (type(self).__mro__[2], object, None), state  # type: ignore[attr-defined]
 
 
 def _wrapped_class(plain: type) -> type:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ipu.simulator.batching import Batching, Results
-from ipu.simulator.enums import CommGroupType, OutputMode
+from ipu.simulator.enums import CommGroupType
 from ipu.simulator.poptorch_core import Error
 
 
@@ -28,7 +28,14 @@ def test_replicas_of_a_group_get_the_same_rows(group_type: CommGroupType, groups
 def test_a_batch_that_is_no_multiple_is_refused_with_all_its_factors() -> None:
     with pytest.raises(AssertionError, match="Invalid batch dimension") as caught:
         Batching(5, 3, 4, group_size=2).check([torch.zeros(31, 2)])
-    for part in ("(31, 2)", "30", "deviceIterations (5)", "replicationFactor (4)", "size (2)", "gradientAccumulation (3)"):
+    for part in (
+        "(31, 2)",
+        "30",
+        "deviceIterations (5)",
+        "replicationFactor (4)",
+        "size (2)",
+        "gradientAccumulation (3)",
+    ):
         assert part in str(caught.value)
 
 

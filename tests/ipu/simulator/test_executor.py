@@ -57,7 +57,7 @@ def debug(caplog: pytest.LogCaptureFixture) -> Any:
     logger.setLevel(before)
 
 
-# ------------------------------------------------------------------------------------------------------------ life cycle
+# ----------------------------------------------------------------------------------------------------------- life cycle
 
 
 def states(model: Any) -> Tuple[bool, bool]:
@@ -226,7 +226,7 @@ def test_destroying_before_compiling_leaves_the_model_wrapped() -> None:
         trainingModel(plain)
 
 
-# --------------------------------------------------------------------------------------------------------------- weights
+# -------------------------------------------------------------------------------------------------------------- weights
 
 
 def test_weights_come_back_once_when_they_are_first_read(debug: pytest.LogCaptureFixture) -> None:
@@ -403,7 +403,7 @@ def test_a_model_whose_loss_reaches_no_weight_runs_and_keeps_them() -> None:
     assert torch.equal(plain.lin.weight, before)
 
 
-# ---------------------------------------------------------------------------------------------------------- the optimizer
+# -------------------------------------------------------------------------------------------------------- the optimizer
 
 
 def losses(training: Any, steps: int = 3) -> List[float]:
@@ -413,7 +413,9 @@ def losses(training: Any, steps: int = 3) -> List[float]:
 def test_without_an_optimizer_sgd_with_a_rate_of_a_hundredth_is_used() -> None:
     one, other = Model(), Model()
     other.load_state_dict(one.state_dict())
-    assert losses(trainingModel(one)) == losses(trainingModel(other, optimizer=torch.optim.SGD(other.parameters(), lr=0.01)))
+    assert losses(trainingModel(one)) == losses(
+        trainingModel(other, optimizer=torch.optim.SGD(other.parameters(), lr=0.01))
+    )
 
 
 def test_a_changed_rate_counts_after_set_optimizer_only() -> None:
@@ -552,7 +554,7 @@ def test_the_optimizers_values_are_logged_with_what_is_constant(debug: pytest.Lo
     assert "lr=0.5," in line and "momentum=0 (const)" in line
 
 
-# -------------------------------------------------------------------------------------------------------------- arguments
+# ------------------------------------------------------------------------------------------------------------ arguments
 
 
 def test_inputs_that_forward_changes_are_changed_in_the_callers_tensor() -> None:
@@ -614,7 +616,7 @@ def test_a_saved_result_loads_as_weights_only_without_the_simulator() -> None:
     assert torch.load(file, weights_only=True).dim() == 0
 
 
-# ------------------------------------------------------------------------------------------------------ files and queries
+# ---------------------------------------------------------------------------------------------------- files and queries
 
 
 def test_a_saved_executable_brings_model_options_optimizer_and_random_numbers_back(tmp_path: Path) -> None:
@@ -674,6 +676,32 @@ def test_what_was_compiled_is_noted_in_the_cache_and_found_again(tmp_path: Path,
     assert "executable found in" in debug.text
     inferenceModel(plain, options)(data(9)[0])
     assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_several_processes_without_a_cache_are_warned(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    for options in (Options().enableExecutableCaching(str(tmp_path)), Options()):
+        options.Distributed.configureProcessId(0, 2)
+        inferenceModel(Model(), options)(data()[0])
+    assert caplog.text.count("enableExecutableCaching(path)") == 1
+
+
+def test_a_run_that_stops_leaves_nothing_to_the_next() -> None:
+    class Exploding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return poptorch.identity_loss(self.weight / x, "sum")
+
+    plain = Exploding()
+    options = Options().replicationFactor(2)
+    options.Precision.enableFloatingPointExceptions(True)
+    training = trainingModel(plain, options, torch.optim.SGD(plain.parameters(), lr=0.5))
+    with pytest.raises(Error, match="floating point exception"):
+        training(torch.tensor([0.1, 0.0]))
+    training(torch.tensor([1.0, 1.0]))
+    assert plain.weight.tolist() == [0.5]
 
 
 def test_random_numbers_go_on_from_call_to_call_and_can_be_put_back() -> None:

@@ -1,4 +1,4 @@
-"""Ways to misplace, misconfigure and misuse: each is refused with the right kind of error, what is wrong, and a remedy."""
+"""Ways to misplace, misconfigure and misuse: each is refused with the right error, what is wrong, and a remedy."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def accumulating(steps: int) -> Options:
     return options
 
 
-# ---------------------------------------------------------------------------------------------------------- placement
+# ------------------------------------------------------------------------------------------------------------ placement
 
 
 def test_a_weight_used_on_two_ipus_of_a_pipeline_is_refused() -> None:
@@ -162,7 +162,7 @@ def test_three_ipus_need_leave_to_be_rounded_up() -> None:
         inferenceModel(Two(0, 2), Options().deviceIterations(3)).compile(torch.randn(3, 4))
 
 
-# --------------------------------------------------------------------------------------------------- the model's graph
+# ---------------------------------------------------------------------------------------------------- the model's graph
 
 
 def test_an_operator_that_is_not_lowered_is_named_with_its_line() -> None:
@@ -171,7 +171,8 @@ def test_an_operator_that_is_not_lowered_is_named_with_its_line() -> None:
 
 
 @pytest.mark.parametrize(
-    "read", [lambda x: x.sum().item(), lambda x: float(x.sum()), lambda x: 1 if x.sum() > 0 else 2, lambda x: x.tolist()]
+    "read",
+    [lambda x: x.sum().item(), lambda x: float(x.sum()), lambda x: 1 if x.sum() > 0 else 2, lambda x: x.tolist()],
 )
 def test_reading_a_value_within_forward_is_refused(read: Callable[[Tensor], Any]) -> None:
     with pytest.raises(Error, match="asks for the value") as caught:
@@ -180,7 +181,8 @@ def test_reading_a_value_within_forward_is_refused(read: Callable[[Tensor], Any]
 
 
 @pytest.mark.parametrize(
-    "pick", [lambda x: x[x > 0], torch.nonzero, torch.unique, lambda x: torch.where(x > 0)[0], lambda x: F.one_hot(x.long())]
+    "pick",
+    [lambda x: x[x > 0], torch.nonzero, torch.unique, lambda x: torch.where(x > 0)[0], lambda x: F.one_hot(x.long())],
 )
 def test_a_shape_that_depends_on_values_is_refused(pick: Callable[[Tensor], Tensor]) -> None:
     with refused(Error, "depends on the values of its input", "torch.where, masked_fill or topk"):
@@ -292,9 +294,9 @@ def test_a_custom_operator_that_nobody_described_is_refused() -> None:
         infer(lambda model, x: poptorch.custom_op([x], "Missing", "test", 1, [x])[0])
 
 
-def test_out_arguments_are_refused() -> None:
-    with refused(Error, "out= cannot be traced", "assign its result"):
-        infer(lambda model, x: torch.add(x, x, out=torch.empty_like(x)))
+def test_several_out_arguments_are_refused() -> None:
+    with refused(Error, "with several out= cannot be traced", "assign its results"):
+        infer(lambda model, x: torch.max(x, 1, out=(torch.empty(4), torch.empty(4, dtype=torch.long)))[0])
 
 
 def test_a_serialized_product_needs_a_dimension_that_can_be_cut() -> None:
@@ -379,6 +381,31 @@ def test_a_constant_of_the_compiled_program_cannot_change() -> None:
 def test_a_missing_argument_is_named() -> None:
     with refused(Error, "Mandatory parameter x missing", "forward takes x"):
         inferenceModel(Does(mean_loss))()
+
+
+@pytest.mark.parametrize("name", ["deviceIterations", "replicationFactor"])
+def test_a_factor_of_zero_is_refused_when_compiling(name: str) -> None:
+    options = Options()
+    getattr(options, name)(0)
+    with refused(Error, "=0 is below 1", f"poptorch.Options.{name}"):
+        infer(mean_loss, options)
+
+
+def test_overlap_needs_tiles_an_unpipelined_execution_and_all_outputs() -> None:
+    def forward(model: Any, x: Tensor) -> Any:
+        x = poptorch.set_overlap_for_input(x, poptorch.OverlapMode.OverlapDeviceIterationLoop)
+        return poptorch.set_overlap_for_output(x * 2, poptorch.OverlapMode.OverlapDeviceIterationLoop)
+
+    options = Options().outputMode(poptorch.OutputMode.Final)
+    with refused(Error, "overlaps its inputs and outputs with computing", "TensorLocations.numIOTiles"):
+        infer(forward, options.clone())
+    options.TensorLocations.numIOTiles(32)
+    with refused(Error, "overlaps its inputs and outputs with computing", "poptorch.ShardedExecution()"):
+        infer(forward, options.clone())
+    options.setExecutionStrategy(poptorch.ShardedExecution())
+    with refused(Error, "overlaps its inputs and outputs with computing", "poptorch.OutputMode.All"):
+        infer(forward, options.clone())
+    infer(forward, options.outputMode(poptorch.OutputMode.All))
 
 
 # --------------------------------------------------------------------------------------------------- options and states
