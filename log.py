@@ -48,6 +48,20 @@ class LogOptions(Options):
             return Path(self.output_dir) / "ckpt"
         return Path(self.checkpoint_output_dir) if self.checkpoint_output_dir else None
 
+    def of_process(self, instance: int) -> LogOptions:
+        """The options of one of several processes of a run: the first has them as they are.
+
+        The others keep what they write of their own, log and data report, in a folder `process_<number>`; checkpoints
+        are read where the first one writes them.
+        """
+        if not instance:
+            return self
+        folder = str(Path(self.output_dir) / f"process_{instance}")
+        checkpoints = str(self.checkpoint_folder or "")
+        return dataclasses.replace(
+            self, output_dir=folder, checkpoint_output_dir=checkpoints, wandb=False, tensorboard=False
+        )
+
 
 class Tracker(Protocol):
     """A place beside the log that scalars and pictures go to."""
@@ -131,9 +145,11 @@ class Log:
         options: of the log.
         config: the resolved options, recorded by trackers.
         step: the optimizer step that the run goes on from; what the log says of later ones is dropped.
+        quiet: print nothing: another process of the run does.
     """
 
-    def __init__(self, options: LogOptions, config: Dict[str, Any], step: int = 0) -> None:
+    def __init__(self, options: LogOptions, config: Dict[str, Any], step: int = 0, quiet: bool = False) -> None:
+        self.quiet = quiet
         folder = Path(options.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "log.jsonl"
@@ -148,7 +164,7 @@ class Log:
 
     def start_bar(self, step: int, total: int) -> None:
         """Show progress from `step` to `total`, on a terminal only."""
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and not self.quiet:
             from tqdm import tqdm
 
             self.bar = tqdm(total=total, initial=step, unit="step", file=sys.stdout, dynamic_ncols=True)
@@ -157,7 +173,7 @@ class Log:
         """Print lines."""
         if self.bar is not None:
             self.bar.write(text)
-        else:
+        elif not self.quiet:
             print(text, flush=True)
 
     def record(self, step: int, event: str, values: Dict[str, float]) -> None:

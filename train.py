@@ -74,8 +74,9 @@ def main() -> None:
     """Assemble a run and train."""
     set_up_logging()
     settings = read_settings("Train a mini DALL-E on pictures with captions.", GROUPS, default_config="unit_test")
-    logs, data, ipu = settings[LogOptions], settings[DataOptions], settings[IpuOptions]
+    data, ipu = settings[DataOptions], settings[IpuOptions]
     launcher = find_launcher(ipu.ipus_per_replica)
+    logs = settings[LogOptions].of_process(launcher.instance)
     training = resolve(settings[TrainingOptions], launcher)
     named = settings[TokenizerOptions]
     state = open_state(logs, DalleTask.kind, lambda path, kind: open_dalle(path, named))

@@ -122,7 +122,7 @@ class Trainer:
         self.step, self.samples, self.epoch_loss = 0, 0, Mean()
         if state:
             self._load(state)
-        self.log = Log(logs, config, self.step)
+        self.log = Log(logs, config, self.step, quiet=not engine.is_main)
         self.interruption = Interruption()
         self.throughput = Throughput()
         self._saved_step = self.step if state else -1

@@ -8,8 +8,8 @@ from typing import Any, Optional
 
 from torch import Tensor
 
-from engines.options import TrainingOptions
-from ipu import answers
+from engines.options import IPU_ENGINES, TrainingOptions
+from ipu import answers, open_poptorch
 from options import OptionError
 
 
@@ -65,9 +65,11 @@ def resolve(training: TrainingOptions, launcher: Launcher) -> TrainingOptions:
     """The options with `engine=auto` decided, and the replicas that the launcher has in place of `replication_factor`.
 
     Raises:
-        OptionError: the replicas cannot be shared out among the processes.
+        OptionError: the engine's PopTorch is not there, or replicas cannot be shared out among the processes.
     """
     engine = ("ipu" if answers() else "host") if training.engine == "auto" else training.engine
+    if engine in IPU_ENGINES:
+        open_poptorch(engine)  # before anything else is looked for
     replicas = training.replication_factor if launcher.replicas is None else launcher.replicas
     if replicas % launcher.instances:
         raise OptionError(

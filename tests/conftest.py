@@ -24,6 +24,7 @@ SIDE = 16  # pixels
 TRAIN_SCENES, HELD_OUT_SCENES = 12, 4
 
 RUN = {
+    "engine": "host",
     "device": "cpu",
     "batch_size": 4,
     "max_steps": 3,

@@ -278,3 +278,20 @@ def test_no_line_but_that_of_a_training_step_is_read_as_its_loss(lines: List[str
     assert all(line.startswith("Epoch: ") for line in lines if LOSS.search(line))
     assert all(re.search(r": loss [\d.]+ text [\d.]+ image [\d.]+$", line) for line in validations)
     assert [entry["step"] for entry in entries(tmp_path) if entry["event"] == "validation"] == [2, 4]
+
+
+def test_each_process_of_a_run_writes_in_a_folder_of_its_own_and_the_first_alone_tracks_and_prints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs = LogOptions(output_dir=str(tmp_path), wandb=True, tensorboard=True)
+    assert logs.of_process(0) is logs
+    second = logs.of_process(1)
+    assert not second.wandb and not second.tensorboard
+    assert second.checkpoint_folder == logs.checkpoint_folder
+    log = Log(second, {}, quiet=True)
+    log.record(1, "train", {"loss": 1.0})
+    log.say("a line")
+    log.close()
+    assert (tmp_path / "process_1" / "log.jsonl").read_text().startswith('{"step": 1')
+    assert capsys.readouterr().out == "" and not (tmp_path / "log.jsonl").exists()
+    assert LogOptions(checkpoint_output_dir="").of_process(1).checkpoint_folder is None
