@@ -341,6 +341,16 @@ class LAMB(DeviceOptimizer):
         self._set_types(accum_type=accum_type, **types)
         self._set_variables({**values, "loss_scaling": loss_scaling})
 
+    @property
+    def max_weight_norm(self) -> float:
+        """Largest norm of a weight that counts; setting it sets it for all groups."""
+        return float(self.defaults["max_weight_norm"])
+
+    @max_weight_norm.setter
+    def max_weight_norm(self, norm: float) -> None:
+        for settings in (self.defaults, *self.param_groups):
+            settings["max_weight_norm"] = norm
+
     def step(self, closure: Optional[Callable[[], float]] = None) -> Optional[float]:  # type: ignore[override]
         """Only there because torch asks for it.
 

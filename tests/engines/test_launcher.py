@@ -119,8 +119,17 @@ def test_losses_are_averaged_over_the_instances(poprun: Callable[..., List[str]]
 def test_the_engine_is_ipus_where_they_answer_unless_another_is_named(
     monkeypatch: pytest.MonkeyPatch, asked: str, ipus: bool, engine: str
 ) -> None:
+    opened: List[str] = []
     monkeypatch.setattr(engines.launcher, "answers", lambda: ipus)
+    monkeypatch.setattr(engines.launcher, "open_poptorch", opened.append)
     assert resolve(TrainingOptions(engine=asked), Launcher()).engine == engine
+    assert opened == ([] if engine == "host" else [engine])
+
+
+def test_a_named_engine_without_its_sdk_is_refused_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ipu.has_sdk", lambda: False)
+    with pytest.raises(OptionError, match="engine=ipu needs Graphcore's SDK"):
+        resolve(TrainingOptions(engine="ipu"), Launcher())
 
 
 def test_poprun_s_replicas_take_the_place_of_the_option_s_and_make_the_global_batch() -> None:
