@@ -7,19 +7,18 @@ weights are fetched when somebody asks for them, and only then.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from engines.base import Batch, Inputs, as_inputs
+from engines.ipu_loading import BatchLoader, as_loaded
 from engines.launcher import Launcher
 from engines.options import IpuOptions, TrainingOptions
 from engines.placement import place
-from engines.sampler import EpochSampler, Ordered, Streamed
 from ipu import open_poptorch
 from ipu.drawing import DeviceDalle
 from ipu.layers import IpuLogits, IpuModel, LayerOptions, ipu_state, plain_state
@@ -31,7 +30,6 @@ from options import OptionError, UserError
 _log = logging.getLogger(__name__)
 # PopART's names of Adam's state, and torch's
 _STATE_NAMES = {"Accl1": "exp_avg", "Accl2": "exp_avg_sq", "Step": "step"}
-_REBATCHED_SHARE = 4  # a loader process prepares this part of a replica's micro batches at once, as Graphcore's did
 
 
 class IpuEngine:
@@ -42,13 +40,20 @@ class IpuEngine:
         training, ipu: the options of the step.
         workers: processes that load samples.
         launcher: of the processes of this run.
+        loads_codes: whether pictures come as their codes, so that IPU 0 need not make them.
 
     Raises:
         OptionError: IPUs cannot run these options, or this model.
     """
 
     def __init__(
-        self, model: nn.Module, training: TrainingOptions, ipu: IpuOptions, workers: int, launcher: Launcher
+        self,
+        model: nn.Module,
+        training: TrainingOptions,
+        ipu: IpuOptions,
+        workers: int,
+        launcher: Launcher,
+        loads_codes: bool = False,
     ) -> None:
         if not isinstance(model, TextToImage):
             raise OptionError(
@@ -64,7 +69,7 @@ class IpuEngine:
         self.is_main, self.compile_only = launcher.is_main, ipu.compile_only
         self.poptorch = open_poptorch(training.engine)
         self.model = model
-        self.placement = place(model.dalle.options, ipu, training)
+        self.placement = place(model.dalle.options, ipu, training, tokenizes_images=not loads_codes)
         self.device_model = IpuModel(model, self._layer_options(), self.poptorch).train()
         self.optimizer = self._make_optimizer()
         self._run = self._run_options()
@@ -86,28 +91,11 @@ class IpuEngine:
 
     def loader(self, dataset: Dataset[Any], start: int, epochs: Optional[int]) -> Iterator[Batch]:
         """See `Engine.loader`; each batch is one whole input of a call."""
-        options = self.training
-        length: int = len(dataset)  # type: ignore[arg-type]
-        order = dataset.order if isinstance(dataset, Ordered) else None
-        epoch_sampler = EpochSampler(length, options.global_batch, options.random_seed, start, epochs, order=order)
-        share = options.global_batch // self.launcher.instances
-        if isinstance(dataset, Streamed):
-            if self.launcher.instances > 1:
-                raise OptionError(
-                    "shards that are not local cannot be shared out among several processes; copy them, or start one"
-                )
-            source: Any = dataset.stream(epoch_sampler.spans, self.workers)
-            loader = self._data_loader(source, min(self.workers, 1), None)
-        else:
-            sampler = ShareSampler(epoch_sampler, self.launcher.instance, self.launcher.instances, share)
-            loader = self._data_loader(dataset, self.workers, sampler)
-        updates = itertools.count() if epochs is None else range(len(epoch_sampler) // options.global_batch)
-        try:
-            for _, batch in zip(itertools.islice(updates, 0, None, options.device_iterations), loader):
-                yield [as_inputs(batch)]
-        finally:
-            if hasattr(loader, "terminate"):
-                loader.terminate()
+        asynchronous = self.ipu.async_dataloader
+        loader = BatchLoader(
+            self.poptorch, self.executor.options, self.training, asynchronous, self.workers, self.launcher
+        )
+        return loader.batches(dataset, start, epochs)
 
     def validation_loader(self, dataset: Dataset[Any]) -> Iterable[Inputs]:
         """See `Engine.validation_loader`; of several processes each goes through all."""
@@ -253,26 +241,6 @@ class IpuEngine:
         optimizer.variable_attrs.markAsConstant("weight_decay")
         return optimizer
 
-    def _data_loader(self, dataset: Any, workers: int, sampler: Optional[Sampler[Any]]) -> Any:
-        mode = self.poptorch.DataLoaderMode
-        options: Dict[str, Any] = {} if sampler is None else {"sampler": sampler}
-        if self.ipu.async_dataloader and workers:
-            rebatched = max(self.training.gradient_accumulation // _REBATCHED_SHARE, 1) * self.training.batch_size
-            options.update(
-                mode=mode.AsyncRebatched,
-                rebatched_worker_size=rebatched,
-                async_options={"early_preload": True, "load_indefinitely": False},
-            )
-        return self.poptorch.DataLoader(
-            self.executor.options,
-            _AsLoaded(dataset, self.training.fp16) if sampler is not None else dataset,
-            batch_size=self.training.batch_size,
-            num_workers=workers,
-            drop_last=True,
-            auto_distributed_partitioning=False,
-            **options,
-        )
-
     @property
     def _local_replicas(self) -> int:
         return self.training.replication_factor // self.launcher.instances
@@ -283,7 +251,7 @@ class IpuEngine:
         return len(self.placement.stages) * self._local_replicas
 
     def _to_device_types(self, inputs: Inputs) -> Inputs:
-        return tuple(_as_loaded(tensor, self.training.fp16) for tensor in inputs)
+        return tuple(as_loaded(tensor, self.training.fp16) for tensor in inputs)
 
     # -------------------------------------------------------------------------------------------------------- inference
 
@@ -350,49 +318,6 @@ class IpuEngine:
         """What automatic loss scaling has come to."""
         factor = (self.optimizer.state_dict().get("ipu_state") or {}).get("lossScaleUpdateFactor")
         return None if factor is None else {"loss_scale_update_factor": float(factor)}
-
-
-class ShareSampler(Sampler):  # type: ignore[type-arg]
-    """One process' share of each global batch: a part of it without gaps.
-
-    Args:
-        sampler: of the global batches.
-        instance, instances: this process' number, of how many.
-        share: samples of a global batch that each takes.
-    """
-
-    def __init__(self, sampler: EpochSampler, instance: int, instances: int, share: int) -> None:
-        self.sampler, self.instance, self.instances, self.share = sampler, instance, instances, share
-
-    def __len__(self) -> int:
-        """Samples still to come."""
-        return len(self.sampler) // self.instances
-
-    def __iter__(self) -> Iterator[Any]:
-        """The share of each global batch, in order."""
-        for number, key in enumerate(self.sampler):
-            if number // self.share % self.instances == self.instance:
-                yield key
-
-
-class _AsLoaded(Dataset):  # type: ignore[type-arg]
-    """Samples in the types that travel to the device, made by the processes that load them."""
-
-    def __init__(self, dataset: Dataset[Any], fp16: bool) -> None:
-        self.dataset, self.fp16 = dataset, fp16
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
-
-    def __getitem__(self, key: Any) -> Inputs:
-        return tuple(_as_loaded(tensor, self.fp16) for tensor in as_inputs(self.dataset[key]))
-
-
-def _as_loaded(tensor: Tensor, fp16: bool) -> Tensor:
-    """Whole numbers of 64 bits travel as 32, and pictures as half precision where that is computed in."""
-    if tensor.dtype == torch.int64:
-        return tensor.int()
-    return tensor.half() if fp16 and tensor.is_floating_point() else tensor
 
 
 def _fill(tensor: Tensor, rows: int) -> Tensor:

@@ -439,12 +439,13 @@ def _check_alike(found: Sequence[Tensor], wanted: Sequence[Tensor], what: str) -
 
 
 def _check_serialization(lhs: Tensor, rhs: Tensor, mode: MatMulSerializationMode, factor: int) -> None:
-    if lhs.dim() != rhs.dim() or lhs.dim() not in (2, 3):
+    fused = rhs.dim() == 2 and lhs.dim() > 2  # all but the last dimension of lhs become one
+    if not fused and (lhs.dim() != rhs.dim() or lhs.dim() not in (2, 3)):
         raise python_error(
-            f"serializedMatMul takes two tensors of the same number of dimensions, 2 or 3, and got {lhs.dim()} and "
-            f"{rhs.dim()}"
+            f"serializedMatMul takes two tensors of the same number of dimensions, 2 or 3, or a matrix as the second, "
+            f"and got {lhs.dim()} and {rhs.dim()} dimensions"
         )
-    rows = lhs.shape[-2] * (lhs.shape[0] if lhs.dim() == 3 else 1)
+    rows = lhs.shape[:-1].numel()
     cut = {
         MatMulSerializationMode.InputChannels: rows,
         MatMulSerializationMode.ReducingDim: lhs.shape[-1],

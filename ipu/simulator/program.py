@@ -8,6 +8,7 @@ sets.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
 
 import torch
@@ -19,6 +20,7 @@ from ipu.simulator.poptorch_core import Error
 
 Rounding = Callable[[Tensor], Tensor]
 Step = Callable[[List[Any]], None]
+_ORDERING = ("gt", "ge", "lt", "le")  # of what is no number: an invalid operation
 PARTIAL_LENGTH = 128
 """Products that are summed in single precision before a partial sum in half precision is rounded: an assumption."""
 
@@ -154,7 +156,10 @@ def _checked(compute: Callable[[List[Any]], Any], node: Node) -> Callable[[List[
         return compute
 
     def checked(held: List[Any]) -> Any:
-        finite = all(bool(held[value].isfinite().all()) for value in node.inputs if held[value].is_floating_point())
+        floats = [held[value] for value in node.inputs if held[value].is_floating_point()]
+        finite = all(bool(tensor.isfinite().all()) for tensor in floats)
+        if node.name in _ORDERING and not finite and any(bool(tensor.isnan().any()) for tensor in floats):
+            check_finite(torch.full((), math.nan), f"an operand of {node.name}")
         result = compute(held)
         for tensor in tensors_in(result):
             if tensor.is_floating_point() and (finite or bool(tensor.isnan().any())):

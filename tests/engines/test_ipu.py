@@ -17,7 +17,8 @@ from torch.utils.data import Dataset
 
 from engines import open_engine
 from engines.base import Engine
-from engines.ipu import IpuEngine, ShareSampler
+from engines.ipu import IpuEngine
+from engines.ipu_loading import ShareSampler
 from engines.launcher import Launcher
 from engines.options import IpuOptions, TrainingOptions
 from engines.sampler import EpochSampler
@@ -577,3 +578,24 @@ def test_closing_lets_go_of_the_device_and_keeps_what_was_trained() -> None:
     assert not any(executor.isCompiled() for executor in engine._inference.values())
     assert differing(dict(engine.model.state_dict()), weights) == []
     engine.close()
+
+
+def test_a_last_call_that_would_lack_samples_is_refused_before_the_first_one() -> None:
+    samples = Samples(45)  # 3 whole global batches of 12
+    with pytest.raises(OptionError, match="leave 3 optimizer steps, and a call takes device_iterations=2.*max-steps 2"):
+        next(loading_engine(0, device_iterations=2).loader(samples, 0, 1))
+    engine = loading_engine(0, device_iterations=2, max_steps=2)
+    assert len(list(engine.loader(samples, 0, 1))) == 1
+
+
+def test_loaded_codes_leave_out_the_image_tokenizer_s_stage() -> None:
+    case = Case("codes", {}, {"gradient_accumulation": 3}, {"layers_per_ipu": (0, 2), "embedding_ipu_id": 1})
+    losses = {}
+    for loads_codes in (False, True):
+        model = make_model(case)
+        engine = IpuEngine(model, case.training_options, case.ipu_options, 0, Launcher(), loads_codes)
+        text, images = make_samples(case.training_options.global_batch)
+        losses[loads_codes] = engine.step([(text, model.encode(images) if loads_codes else images)])
+        names = [part.name for part in engine.placement.parts]
+        assert ("image_tokenizer" in names, len(engine.placement.stages)) == (not loads_codes, 2 - loads_codes)
+    torch.testing.assert_close(losses[True], losses[False])
