@@ -157,7 +157,8 @@ class Device:
             if self.updater is not None:
                 self.updater.discard()
         self._write_inputs_back(tensors, inputs)
-        values = {**self.graph.anchored, **{name: self.graph.weights[w] for name, (_, w) in self.graph.observed.items()}}
+        observed = {name: self.graph.weights[weight] for name, (_, weight) in self.graph.observed.items()}
+        values = {**self.graph.anchored, **observed}
         return {
             name: found.value(self.graph.values[values[name]].dtype)
             for name, found in (*anchored.items(), *self._observed.items())

@@ -86,7 +86,13 @@ def is_inplace(function: Any) -> bool:
 def without_writing(function: Any) -> Any:
     """The operator that computes the same and writes to nothing, `add` for `add_`; None where there is none."""
     packet = getattr(torch.ops.aten, base_name(function), None)
-    return getattr(packet, function._overloadname, None)
+    names = packet.overloads() if packet is not None else []
+    # of the same name first; that one may take its arguments the other way round: pow_.Scalar(x, 2), pow.Scalar(2, x)
+    for name in sorted(names, key=lambda name: name != function._overloadname):
+        other = getattr(packet, name)
+        if _argument_types(other) == _argument_types(function) and not is_inplace(other) and not written_by_name(other):
+            return other
+    return None
 
 
 def written_by_name(function: Any) -> List[str]:
@@ -208,6 +214,10 @@ def on_half_grid(leaf: Any) -> Any:
     if not isinstance(leaf, float) or not math.isfinite(leaf):
         return leaf
     return float(torch.tensor(leaf).clamp(-LARGEST, LARGEST).half())
+
+
+def _argument_types(function: Any) -> List[str]:
+    return [str(argument.type) for argument in function._schema.arguments]
 
 
 def _is_written(argument: Any) -> bool:

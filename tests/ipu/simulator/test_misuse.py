@@ -307,8 +307,8 @@ def test_a_serialized_product_needs_a_dimension_that_can_be_cut() -> None:
 
 def test_a_serialized_product_needs_equal_ranks() -> None:
     mode = poptorch.MatMulSerializationMode.ReducingDim
-    with refused(Error, "got 3 and 2", "2 or 3"):
-        infer(lambda model, x: poptorch.serializedMatMul(x[None], model.lin.weight, mode, 2))
+    with refused(Error, "got 2 and 3", "2 or 3"):
+        infer(lambda model, x: poptorch.serializedMatMul(x, model.lin.weight[None], mode, 2))
 
 
 def test_available_memory_is_for_products() -> None:

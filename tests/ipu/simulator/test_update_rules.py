@@ -132,8 +132,7 @@ class LambFormula:
         self.v = [self.b2 * v + (1 - self.b2) * x * x for v, x in zip(self.v or [0.0] * len(w), g)]
         c1, c2 = (1 - self.b1**self.t, 1 - self.b2**self.t) if self.bias_correction else (1.0, 1.0)
         x = [m / c1 / (math.sqrt(v / c2) + self.eps) + self.wd * y for m, v, y in zip(self.m, self.v, w)]
-        weight_norm, length = min(norm(w), self.max_weight_norm), norm(x)
-        r = weight_norm / length if weight_norm and length else 1.0
+        r = min(norm(w), self.max_weight_norm) / norm(x) if norm(w) and norm(x) else 1.0
         return [y - self.lr * r * change for y, change in zip(w, x)]
 
 
