@@ -241,6 +241,8 @@ class Throughput:
 def set_up_logging() -> None:
     """Send the program's own notices to standard output, as plain lines."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(lambda record: not record.name.startswith("poptorch"))  # PopTorch prints its own
     for noisy in ("PIL", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

@@ -193,6 +193,9 @@ class Trainer:
         return bool(every) and self.step % every < self.training.device_iterations
 
     def _compile(self) -> None:
+        placement = self.engine.describe()
+        if placement:
+            self.log.say(placement)
         started = time.perf_counter()
         example = torch.utils.data.default_collate([self.dataset[0]] * self.training.batch_size)
         memory = self.engine.compile(as_inputs(example))

@@ -31,6 +31,9 @@ class Engine(Protocol):
     compile_only: bool
     """Whether the run ends once the program is compiled."""
 
+    def describe(self) -> str:
+        """Where the parts of the model will run; empty where there is one place only."""
+
     def compile(self, example: Inputs) -> str:
         """Prepare for inputs shaped as `example` (one micro batch); returns what the run will hold in memory."""
 

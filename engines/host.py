@@ -62,6 +62,10 @@ class HostEngine:
             growth_interval=2000 if training.enable_als else 2**31 - 1,
         ) if self.device.type == "cuda" else None  # fmt: skip
 
+    def describe(self) -> str:
+        """See `Engine.describe`."""
+        return ""
+
     def compile(self, example: Inputs) -> str:
         """See `Engine.compile`; runs one forward pass, which leaves no trace."""
         self.model.eval()

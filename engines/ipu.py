@@ -81,13 +81,17 @@ class IpuEngine:
         self._loaded_random: Optional[List[int]] = None
         self._fetched = True  # whether the plain model has the device's weights
 
+    def describe(self) -> str:
+        """See `Engine.describe`: the placement."""
+        return self.placement.table()
+
     def compile(self, example: Inputs) -> str:
-        """See `Engine.compile`; returns the placement, too."""
+        """See `Engine.compile`; what the IPUs hold is the plan's to say."""
         example = self._to_device_types(as_inputs(example))
         repeats = self.training.gradient_accumulation * self._local_replicas * self.training.device_iterations
         self.executor.compile(*(tensor.repeat(repeats, *[1] * (tensor.dim() - 1)) for tensor in example))
         self._load_random_state()
-        return self.placement.table()
+        return f"{len(self.placement.stages)} stages, {self.training.replication_factor} replicas"
 
     def loader(self, dataset: Dataset[Any], start: int, epochs: Optional[int]) -> Iterator[Batch]:
         """See `Engine.loader`; each batch is one whole input of a call."""
@@ -100,7 +104,11 @@ class IpuEngine:
     def validation_loader(self, dataset: Dataset[Any]) -> Iterable[Inputs]:
         """See `Engine.validation_loader`; of several processes each goes through all."""
         return torch.utils.data.DataLoader(
-            dataset, batch_size=self._inference_batch, num_workers=self.workers, shuffle=False
+            dataset,
+            batch_size=self._inference_batch,
+            num_workers=self.workers,
+            # its own generator: else it takes from the host's random numbers
+            generator=torch.Generator().manual_seed(self.training.random_seed),
         )
 
     def step(self, batch: Batch) -> Tensor:
@@ -220,7 +228,7 @@ class IpuEngine:
             compile_only=ipu.compile_only,
             executable_cache_dir=ipu.executable_cache_dir,
             profile_dir=ipu.profile_dir,
-            instances=self.launcher.instances,
+            by_poprun=self.launcher.replicas is not None and training.engine == "ipu",
         )
 
     def _make_optimizer(self) -> Any:
@@ -264,7 +272,9 @@ class IpuEngine:
             if other != name and executor.isCompiled() and executor.isAttachedToDevice():
                 executor.detachFromDevice()
         if name not in self._inference:
-            self._inference[name] = self.poptorch.inferenceModel(model, inference_options(self.poptorch, self._run))
+            with torch.random.fork_rng([]):  # PopTorch's randomSeed seeds the host's, too
+                options = inference_options(self.poptorch, self._run)
+            self._inference[name] = self.poptorch.inferenceModel(model, options)
         return self._inference[name]
 
     # ------------------------------------------------------------------------------------------------------------ state
@@ -279,8 +289,12 @@ class IpuEngine:
         self._fetched = True
 
     def _load_random_state(self) -> None:
-        if self._loaded_random is not None and not self.compile_only:
+        if self._loaded_random is None or self.compile_only:
+            return
+        if len(self._loaded_random) == len(self.executor.rng_state):
             self.executor.rng_state = self._loaded_random
+        else:  # which PopART refuses
+            _log.info("the checkpoint's random numbers are those of other IPUs or replicas; drawing new ones")
 
     def _optimizer_state(self) -> Dict[str, Dict[str, Tensor]]:
         state = self.optimizer.state_dict().get("ipu_state") or {}
@@ -308,11 +322,16 @@ class IpuEngine:
         for popart, ours in _STATE_NAMES.items():
             plain = {name: values[ours] for name, values in named.items() if ours in values}
             for name, tensor in ipu_state(plain, shapes).items():
-                state[f"{popart}___{name}"] = tensor
+                state[f"{popart}___{name}"] = self._as_on_device(popart, tensor)
         if scaler and "loss_scale_update_factor" in scaler:
             state["lossScaleUpdateFactor"] = torch.tensor(scaler["loss_scale_update_factor"])
         loaded = {**self.optimizer.state_dict(), "ipu_state": state, "ipu_param": {}}
         self.optimizer.load_state_dict(loaded)
+
+    def _as_on_device(self, popart: str, tensor: Tensor) -> Tensor:
+        """A tensor of Adam's state as it lies there: PopTorch copies bytes, and looks at neither type nor strides."""
+        half = popart == "Accl1" and self.ipu.enable_half_first_order_momentum
+        return tensor.to(torch.float16 if half else torch.float32).contiguous()
 
     def _scaler_state(self) -> Optional[Dict[str, Any]]:
         """What automatic loss scaling has come to."""
@@ -346,6 +365,11 @@ def _refuse_host_only(training: TrainingOptions, ipu: IpuOptions) -> None:
         raise OptionError(
             f"ema_decay={training.ema_decay} would bring all weights to the host at every step, so engine="
             f"{training.engine} does not keep an average; leave ema_decay out"
+        )
+    if training.enable_als and not training.fp16:
+        raise OptionError(
+            f"enable_als=true looks at gradients in half precision, and fp16 is off (engine={training.engine}); leave "
+            "enable_als out, or use --fp16"
         )
     if ipu.compile_only and training.engine == "ipu-sim" and ipu.executable_cache_dir is None:
         _log.info("compile_only=true without executable_cache_dir: the program is not kept")

@@ -58,7 +58,9 @@ class BatchLoader:
             self._check_calls(len(updates))
         loader = self._loader(dataset, sampler)
         try:
-            for _, batch in zip(itertools.islice(updates, 0, None, training.device_iterations), loader):
+            with torch.random.fork_rng([]):  # beginning takes a number, which a resumed run would take once more
+                iterator = iter(loader)
+            for _, batch in zip(itertools.islice(updates, 0, None, training.device_iterations), iterator):
                 yield [as_inputs(batch)]
         finally:
             if hasattr(loader, "terminate"):
@@ -84,7 +86,8 @@ class BatchLoader:
         return self._poptorch_loader(dataset.stream(sampler.spans, self.workers), min(self.workers, 1))
 
     def _poptorch_loader(self, dataset: Any, workers: int, **options: Any) -> Any:
-        if self.asynchronous and workers:
+        a_call = self.training.batch_size * self.training.micro_batches * self.training.device_iterations
+        if self.asynchronous and workers and a_call > self.launcher.instances:  # PopTorch puts together 2 and more
             rebatched = max(self.training.gradient_accumulation // _REBATCHED_SHARE, 1) * self.training.batch_size
             settings: Dict[str, Any] = {"early_preload": True, "load_indefinitely": False}
             options.update(

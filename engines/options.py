@@ -61,6 +61,8 @@ class TrainingOptions(Options):
         super().__post_init__()
         if self.fp16 and self.bf16:
             raise OptionError("fp16=true and bf16=true exclude each other; switch one off")
+        if not self.loss_scaling:
+            raise OptionError("loss_scaling=0 takes every gradient away; give a number above 0, 1 for none")
         if self.max_steps and self.max_steps % self.device_iterations:
             raise OptionError(
                 f"max_steps={self.max_steps} is not a multiple of device_iterations={self.device_iterations}, the "
@@ -107,3 +109,12 @@ class IpuOptions(Options):
     solve: bool = option(False, "with plan: propose a better layers_per_ipu")
     plan_check: bool = option(True, "refuse a run that the plan finds too large for its IPUs")
     machine: str = option("bow", "what the plan is made for: bow (Bow-2000) or gc200 (M2000)", choices=("bow", "gc200"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(self.matmul_proportion):
+            raise OptionError(
+                f"matmul_proportion={list(self.matmul_proportion)} leaves products no memory; give shares above 0"
+            )
+        if self.solve and not self.plan:
+            raise OptionError("solve=true is a part of the plan; add --plan, or leave solve out")

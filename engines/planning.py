@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Tuple
 
 import torch
 
 from engines.options import IpuOptions, TrainingOptions
-from engines.placement import plan_options
+from engines.placement import place, plan_options
 from ipu.machine import machine_named
 from ipu.plan import Plan, make_plan
 from ipu.planning.dalle_workload import workload_of_dalle
@@ -46,6 +47,8 @@ class RunPlan:
     ) -> None:
         with torch.device("meta"):  # its shape alone
             shape = build_image_tokenizer(image_tokenizer)
+        self.training, self.ipu, self.transformer = training, ipu, transformer
+        place(transformer, ipu, training)  # for what it refuses
         self.options = plan_options(training, ipu, instances)
         self.machine = machine_named(_NAMES[ipu.machine], self.options.ipus)
         sizes = (transformer, text_vocab_size, shape.num_tokens, shape.grid, training.batch_size)
@@ -67,9 +70,16 @@ class RunPlan:
     def show(self, folder: Path, with_proposal: bool) -> None:
         """Print the plan, and where a better split is asked for that first; draw it into `folder`."""
         if with_proposal:
-            print(solve(self.workload, self.options, self.machine, self.encoded).text())
+            print(solve(self.workload, self.options, self.machine, self.encoded, accepts=self._can_be_placed).text())
         chart = folder / "plan.png"
         chart.parent.mkdir(parents=True, exist_ok=True)
         self.plan.draw(chart)
         print(f"chart: {chart}")
         print(self.plan.table())
+
+    def _can_be_placed(self, layers_per_ipu: Tuple[int, ...]) -> bool:
+        try:
+            place(self.transformer, dataclasses.replace(self.ipu, layers_per_ipu=layers_per_ipu), self.training)
+        except OptionError:  # such as shared weights on two IPUs
+            return False
+        return True

@@ -7,7 +7,7 @@ from typing import Any, Optional, Sequence, Tuple
 
 from ipu import PopTorch
 
-_NO_RECOMPUTATION, _PIPELINE_RECOMPUTATION = 0, 3  # of PopART's RecomputationType
+_NO_RECOMPUTATION, _STANDARD_RECOMPUTATION, _PIPELINE_RECOMPUTATION = 0, 1, 3  # of PopART's RecomputationType
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +16,7 @@ class RunOptions:
 
     Args:
         stages: of the pipeline, each the IPU and the names of its blocks.
-        instances: processes that PopRun started; 1 without it.
+        by_poprun: whether PopRun started this process.
     """
 
     stages: Sequence[Tuple[int, Sequence[str]]]
@@ -36,7 +36,7 @@ class RunOptions:
     compile_only: bool
     executable_cache_dir: Optional[str]
     profile_dir: Optional[str]
-    instances: int = 1
+    by_poprun: bool = False
 
 
 def training_options(poptorch: PopTorch, run: RunOptions) -> Any:
@@ -52,7 +52,7 @@ def training_options(poptorch: PopTorch, run: RunOptions) -> Any:
     options.relaxOptimizerAttributesChecks()
     # keeps gradients that are only accumulated from being sent to the host
     options._Popart.set("disableGradAccumulationTensorStreams", True)
-    options._Popart.set("autoRecomputation", _PIPELINE_RECOMPUTATION if run.recomputation else _NO_RECOMPUTATION)
+    options._Popart.set("autoRecomputation", _recomputation(run))
     return options
 
 
@@ -88,9 +88,16 @@ def _common_options(poptorch: PopTorch, run: RunOptions) -> Any:
     return options
 
 
+def _recomputation(run: RunOptions) -> int:
+    if not run.recomputation:
+        return _NO_RECOMPUTATION
+    # a program on one IPU is no pipeline, and PopART refuses a pipeline's recomputation in it
+    return _PIPELINE_RECOMPUTATION if len({ipu for ipu, _ in run.stages}) > 1 else _STANDARD_RECOMPUTATION
+
+
 def _fresh_options(poptorch: PopTorch, run: RunOptions) -> Any:
     """Options that know this process' share of the replicas: PopRun's own under it."""
-    if run.instances > 1:
+    if run.by_poprun:
         import popdist.poptorch
 
         return popdist.poptorch.Options(ipus_per_replica=run.ipus_per_replica)

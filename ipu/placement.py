@@ -30,6 +30,7 @@ class PlanOptions:
     enable_half_partials: bool = False
     enable_rts: bool = False
     optimizer_state_offchip: bool = False
+    recomputation: bool = True
     enable_half_first_order_momentum: bool = False
     fp16: bool = False
     instances: int = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 from pathlib import Path
@@ -295,3 +296,14 @@ def test_each_process_of_a_run_writes_in_a_folder_of_its_own_and_the_first_alone
     assert (tmp_path / "process_1" / "log.jsonl").read_text().startswith('{"step": 1')
     assert capsys.readouterr().out == "" and not (tmp_path / "log.jsonl").exists()
     assert LogOptions(checkpoint_output_dir="").of_process(1).checkpoint_folder is None
+
+
+def test_poptorch_s_lines_are_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    handlers = logging.getLogger().handlers[:]
+    try:
+        log.set_up_logging()
+        logging.getLogger("poptorch::python").warning("its own handler prints this")
+        logging.getLogger("engines.ipu").warning("a notice")
+        assert capsys.readouterr().out == "a notice\n"
+    finally:
+        logging.getLogger().handlers[:] = handlers

@@ -56,7 +56,7 @@ def stage_costs(stages: Sequence[Stage], options: PlanOptions, ipu: Ipu) -> Tupl
         numbers = options.numbers(stage.ipu)
         forward, backward = Cost(), Cost()
         for layer in stage.layers:
-            ahead, back = _layer_costs(layer, ipu, numbers)
+            ahead, back = _layer_costs(layer, ipu, numbers, options.recomputation)
             forward, backward = forward + ahead, backward + back
         linked = stage.layers[0].inputs * numbers.size if index else 0
         costs.append(StageCost(stage.ipu, forward, backward, linked))
@@ -64,12 +64,12 @@ def stage_costs(stages: Sequence[Stage], options: PlanOptions, ipu: Ipu) -> Tupl
 
 
 @functools.lru_cache(maxsize=1024)
-def _layer_costs(layer: Layer, ipu: Ipu, numbers: Numbers) -> Tuple[Cost, Cost]:
+def _layer_costs(layer: Layer, ipu: Ipu, numbers: Numbers, recomputation: bool) -> Tuple[Cost, Cost]:
     """Forward, and backward with what is computed once more."""
     forward, backward = forward_cost(layer.operations, ipu, numbers), Cost()
     if layer.learns:
         backward += backward_cost(layer.operations, ipu, numbers)
-        backward += forward if layer.repeats else Cost()
+        backward += forward if layer.repeats and recomputation else Cost()
         backward += forward_cost([Sweep(layer.parameters, 2)], ipu, numbers)  # added to what is accumulated
     return forward, backward
 

@@ -31,7 +31,8 @@ class IpuMemory:
         weights: of all layers, the image tokenizer's encoder among them.
         optimizer: both moments, or this replica's share of them.
         gradients: accumulated over micro batches.
-        stashed: inputs of layers, kept for their backward pass while other micro batches are under way.
+        stashed: inputs of layers, kept for their backward pass while other micro batches are under way; without
+            recomputation, their activations as well.
         layer: the activations of one layer and their gradients, or what the image tokenizer works on.
         logits: the same of embeddings and logits; shares its place with `layer`.
         products: workspace of the largest matrix product.
@@ -74,14 +75,16 @@ def _memory_of_one(
 ) -> IpuMemory:
     size, learning = options.numbers(index).size, parameters_of(stages, index)
     layers = [layer for stage in stages if stage.ipu == index for layer in stage.layers]
+    recomputation = options.recomputation
+    at_work = [(layer.role, _at_work(layer, size, recomputation)) for layer in layers]
     total: Cost = sum((cost.forward + cost.backward for cost in costs if cost.ipu == index), Cost())
     return IpuMemory(
         weights=size * (learning + parameters_of(stages, index, learns=False)),
         optimizer=_optimizer(learning, options),
         gradients=size * learning if options.gradient_accumulation > 1 else 0.0,
-        stashed=_stashed(index, stages, size),
-        layer=max((_at_work(layer, size) for layer in layers if layer.role not in (EMBEDDING, HEAD)), default=0.0),
-        logits=max((_at_work(layer, size) for layer in layers if layer.role in (EMBEDDING, HEAD)), default=0.0),
+        stashed=_stashed(index, stages, size, recomputation),
+        layer=max((held for role, held in at_work if role not in (EMBEDDING, HEAD)), default=0.0),
+        logits=max((held for role, held in at_work if role in (EMBEDDING, HEAD)), default=0.0),
         products=total.workspace,
         input=BUFFERED * workload.batch_size * workload.sample_bytes if index == stages[0].ipu else 0.0,
         code=ipu.tiles * (CODE_OF_TILE + CODE_OF_PROGRAM * _programs(layers)),
@@ -95,19 +98,21 @@ def _optimizer(parameters: int, options: PlanOptions) -> float:
     return optimizer_bytes(options) * owned
 
 
-def _stashed(index: int, stages: Sequence[Stage], size: int) -> float:
+def _stashed(index: int, stages: Sequence[Stage], size: int, recomputation: bool) -> float:
     kept = 0.0
     for number, stage in enumerate(stages):
         if stage.ipu == index:
-            inputs = sum(layer.inputs for layer in stage.layers if layer.learns)
-            kept += size * stashes(number, len(stages)) * inputs
+            learning = [layer for layer in stage.layers if layer.learns]
+            numbers = sum(layer.inputs + (0 if recomputation else layer.activations) for layer in learning)
+            kept += size * stashes(number, len(stages)) * numbers
     return kept
 
 
-def _at_work(layer: Layer, size: int) -> float:
+def _at_work(layer: Layer, size: int, recomputation: bool) -> float:
     if not layer.learns:  # nothing is kept: what comes in, what goes out, and one in between
         return 3.0 * size * layer.largest
-    return size * (layer.activations + 2.0 * layer.largest)  # the largest gradient, and what it is computed from
+    activations = layer.activations if recomputation else 0  # else they are among what is stashed
+    return size * (activations + 2.0 * layer.largest)  # the largest gradient, and what it is computed from
 
 
 def _programs(layers: Sequence[Layer]) -> int:

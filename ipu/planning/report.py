@@ -16,7 +16,7 @@ REMEDIES = {
     "weights": "fewer layers on this IPU (layers_per_ipu), more IPUs (ipus_per_replica), or fp16",
     "optimizer": "enable_rts with more than one replica, enable_half_first_order_momentum, or optimizer_state_offchip",
     "gradients": "fewer layers on this IPU (layers_per_ipu), or more IPUs (ipus_per_replica)",
-    "stashed": "a smaller batch_size, or fewer layers on the first IPUs (layers_per_ipu)",
+    "stashed": "recomputation if off, a smaller batch_size, or fewer layers on the first IPUs (layers_per_ipu)",
     "layer": "a smaller batch_size, or pictures that are encoded beforehand",
     "logits": "a smaller batch_size",
     "products": "a smaller matmul_proportion",
@@ -87,9 +87,10 @@ def _pipeline(plan: Plan) -> List[str]:
             [str(number), str(stage.ipu), f"{time.forward * 1e3:.3f}", f"{time.backward * 1e3:.3f}",
              f"{cost.linked / 1e3:,.0f}", str(kept), _names(plan, number)]
         )  # fmt: skip
+    again = " (backward with the forward pass computed once more)" if plan.options.recomputation else ""
     work = ", ".join(f"IPU {index} {share / max(plan.busy):.0%}" for index, share in enumerate(plan.busy))
     return [
-        "pipeline, for one micro batch (backward with the forward pass computed once more)",
+        f"pipeline, for one micro batch{again}",
         *_columns(rows),
         f"busy in a cycle of {max(plan.busy) * 1e3:.3f} ms: {work}; balance {plan.balance:.0%}, bubble "
         f"{plan.bubble:.1%}",
@@ -121,6 +122,8 @@ def _step(plan: Plan) -> List[str]:
 
 def _assumptions(plan: Plan) -> List[str]:
     ipu = plan.machine.ipu
+    kept = "every layer's input is a recomputation checkpoint"
+    checkpoints = kept if plan.options.recomputation else "every layer keeps its activations"
     return [
         "what carries these numbers",
         f"- times: products take {FITTED.products:g} of PopLibs' own estimate, a pass over memory {FITTED.passing:g} "
@@ -131,7 +134,7 @@ def _assumptions(plan: Plan) -> List[str]:
         "each (fitted); the loader keeps up",
         f"- links: {ipu.neighbour_link / 1e9:g} GB/s to the next IPU, {ipu.machine_link / 1e9:g} GB/s an IPU between "
         "machines (data sheet and third parties)",
-        "- every layer's input is a recomputation checkpoint; stage s of F keeps 2 (F - s) - 1 of them",
+        f"- {checkpoints}; stage s of F keeps 2 (F - s) - 1 of them",
         f"- input holds {BUFFERED} micro batches; code is {CODE_OF_TILE // 1024} KiB a tile and {CODE_OF_PROGRAM} B "
         "for each different program (a guess)",
         "- tiles are filled evenly; the compiler's real limit is the fullest tile",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Callable, Iterator, List, Optional, Sequence, Set, Tuple
 
 from ipu.machine import MB, Machine
 from ipu.placement import PlanOptions, Stage
@@ -15,6 +15,10 @@ from options import OptionError
 _CLOSEST = 32  # splits of about the shortest cycle that are planned in full
 _MOST = 5000  # splits looked at
 _STEP, _LARGEST = 1.1, 4.0  # how much longer than the shortest a cycle may be, in steps, when none fits
+
+Split = Tuple[int, ...]
+"""A `layers_per_ipu`."""
+Accepts = Callable[[Split], bool]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,25 +60,29 @@ def solve(
     machine: Optional[Machine] = None,
     encoded: Optional[Workload] = None,
     constants: Constants = FITTED,
+    accepts: Accepts = lambda split: True,
 ) -> Proposal:
     """Look for better splits.
 
     Args:
         workload, options, machine, constants: as for `make_plan`.
         encoded: the same with tokens in place of pictures; None: they are already.
+        accepts: whether the model can be split so; layers that share weights have to stay together.
     """
     current = make_plan(workload, options, machine, constants)
     return Proposal(
         current=current,
-        split=_best(workload, options, current.machine, constants),
-        encoded=None if encoded is None else _best(encoded, options, current.machine, constants),
+        split=_best(workload, options, current.machine, constants, accepts),
+        encoded=None if encoded is None else _best(encoded, options, current.machine, constants, accepts),
     )
 
 
-def _best(workload: Workload, options: PlanOptions, machine: Machine, constants: Constants) -> Optional[Plan]:
-    loads = _Loads(workload, options, machine, constants)
+def _best(
+    workload: Workload, options: PlanOptions, machine: Machine, constants: Constants, accepts: Accepts
+) -> Optional[Plan]:
+    loads = _Loads(workload, options, machine, constants, accepts)
     shortest, slack = loads.shortest(), 1.0
-    tried: Set[Tuple[int, ...]] = set()
+    tried: Set[Split] = set()
     while slack <= _LARGEST:
         slack *= _STEP
         splits = sorted((loads.longest(split), split) for split in loads.splits(shortest * slack))
@@ -100,8 +108,10 @@ def _planned(workload: Workload, options: PlanOptions, machine: Machine, constan
 class _Loads:
     """Seconds of every layer on every IPU, and the splits that keep all IPUs below a limit."""
 
-    def __init__(self, workload: Workload, options: PlanOptions, machine: Machine, constants: Constants) -> None:
-        self.options, self.ipus = options, options.ipus_per_replica
+    def __init__(
+        self, workload: Workload, options: PlanOptions, machine: Machine, constants: Constants, accepts: Accepts
+    ) -> None:
+        self.options, self.ipus, self.accepts = options, options.ipus_per_replica, accepts
 
         def load(ipu: int, position: int) -> float:
             costs = stage_costs([Stage(ipu, (workload.layers[position],))], options, machine.ipu)
@@ -137,12 +147,13 @@ class _Loads:
             low, high = (low, middle) if possible else (middle, high)
         return high
 
-    def splits(self, limit: float) -> Iterator[Tuple[int, ...]]:
+    def splits(self, limit: float) -> Iterator[Split]:
         """Splits in which no IPU works longer; at most `_MOST` of them."""
         for number, split in enumerate(self._splits((), 0, limit)):
             if number == _MOST:
                 return
-            yield split
+            if self.accepts(split):
+                yield split
 
     def _splits(self, before: Tuple[int, ...], start: int, limit: float) -> Iterator[Tuple[int, ...]]:
         ipu, total = len(before), len(self.layers[0])

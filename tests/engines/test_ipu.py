@@ -142,6 +142,18 @@ def test_validating_and_drawing_leave_no_trace_in_training() -> None:
     assert differing(watched.state_dict(), {**plain.state_dict(), "random": watched.state_dict()["random"]}) == []
 
 
+def test_validating_and_drawing_keep_the_host_s_random_numbers() -> None:
+    engine = make_engine(TWO_IPUS)
+    steps(engine, TWO_IPUS, 1)
+    torch.rand(3)
+    before = torch.get_rng_state()
+    text, images = make_samples(3)
+    with engine.inference() as model:
+        engine.evaluate((text, images))
+        model.dalle.logits(text, GreyTokenizer().encode(images))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_training_goes_on_after_a_failure_between_steps() -> None:
     engine, plain = make_engine(TWO_IPUS), make_engine(TWO_IPUS)
     for each in (engine, plain):
@@ -246,7 +258,8 @@ def vae_engine(**ipu: Any) -> IpuEngine:
 def test_the_image_tokenizer_runs_on_ipu_0_and_codes_leave_it_never_pictures(embedding_ipu_id: int, first: int) -> None:
     engine = vae_engine(layers_per_ipu=(0, 2), embedding_ipu_id=embedding_ipu_id)
     text, images = make_samples(1)[0], torch.rand(1, 3, 16, 16)
-    table = engine.compile((text, images))
+    table = engine.describe()
+    engine.compile((text, images))
     assert table.splitlines()[1].split() == ["0", "0", "image_tokenizer", "image_tokenizer"]
     graph = engine.executor._graph
     convolutions = [node.place for node in graph.nodes if "conv" in node.name]
@@ -264,7 +277,8 @@ def test_the_placement_s_table_and_the_program_s_places_agree() -> None:
         "split", {"num_hidden_layers": 4}, {"gradient_accumulation": 7}, {"layers_per_ipu": (1, 2, 1), "cls_ipu_id": 0}
     )
     engine = make_engine(case)
-    rows = [line.split()[:3] for line in engine.compile(tuple(t[:2] for t in make_samples(2))).splitlines()[1:]]
+    rows = [line.split()[:3] for line in engine.describe().splitlines()[1:]]
+    engine.compile(tuple(t[:2] for t in make_samples(2)))
     assert rows == [
         ["0", "0", "image_tokenizer"],
         ["0", "0", "embedding"],
@@ -412,6 +426,14 @@ def test_loader_processes_keep_the_order(asynchronous: bool) -> None:
     assert order_of(engine, samples, 12, 2) == order_of(host_engine(LOADED), samples, 12, 2)
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_calls_of_a_single_sample_are_loaded_which_poptorch_does_not_put_together(asynchronous: bool) -> None:
+    single = {"batch_size": 1, "gradient_accumulation": 1, "replication_factor": 1}
+    engine = loading_engine(1, {"async_dataloader": asynchronous}, **single)
+    host = host_engine(dataclasses.replace(LOADED, training={**LOADED.training, **single}))
+    assert order_of(engine, Samples(3), 0, 1) == order_of(host, Samples(3), 0, 1)
+
+
 def test_without_an_end_the_batches_go_on() -> None:
     samples = Samples(30)
     expected = order_of(host_engine(LOADED), samples, 0, None, batches=7)
@@ -445,6 +467,22 @@ def test_processes_under_poprun_share_each_global_batch_without_gaps(monkeypatch
     assert len(whole) == 2 and len(shares[0]) == 2
     first_updates = [call[: len(call) // 2] for call in whole]
     assert joined == first_updates
+
+
+def test_a_single_process_of_poprun_takes_its_options_and_on_the_simulator_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("popdist", "popdist.poptorch"):
+        monkeypatch.setitem(sys.modules, name, importlib.import_module(f"ipu.simulator.standins.{name}"))
+    monkeypatch.setattr("engines.ipu.open_poptorch", lambda engine: importlib.import_module("ipu.simulator"))
+    for name in ("NUM_TOTAL_REPLICAS", "NUM_LOCAL_REPLICAS"):
+        monkeypatch.setenv(f"POPDIST_{name}", "2")
+    monkeypatch.setenv("POPDIST_NUM_IPUS_PER_REPLICA", "1")
+    popdists = importlib.import_module("popdist.poptorch").Options
+    for engine, expected in (("ipu", True), ("ipu-sim", False)):
+        found = loading_engine(0, launcher=Launcher(0, 1, 2), engine=engine).executor.options
+        assert isinstance(found, popdists) == expected
+        assert found.replication_factor == 2
 
 
 def test_of_several_processes_each_takes_its_part_of_every_global_batch() -> None:
@@ -494,6 +532,11 @@ def test_validation_sees_every_sample_once_in_order() -> None:
     [
         ({"ema_decay": 0.9}, "ema_decay=0.9 would bring all weights to the host .* leave ema_decay out"),
         ({"bf16": True}, r"bf16=true, and IPUs have no bfloat16 \(engine=ipu-sim\); use --fp16"),
+        (
+            {"enable_als": True},
+            r"enable_als=true .* fp16 is off \(engine=ipu-sim\); leave enable_als out, or use --fp16",
+        ),
+        ({"loss_scaling": 0}, "loss_scaling=0 takes every gradient away; give a number above 0"),
     ],
 )
 def test_what_ipus_cannot_do_is_refused_by_name(training: Dict[str, Any], message: str) -> None:
@@ -539,7 +582,8 @@ def test_compile_only_needs_no_device_and_the_program_cannot_run_then() -> None:
     engine = make_engine(Case("offline", {}, {}, {"compile_only": True}))
     assert engine.compile_only
     inputs = calls_of(Case("offline"), 1)[0]
-    assert "image_tokenizer" in engine.compile(inputs)
+    assert "image_tokenizer" in engine.describe()
+    assert engine.compile(inputs)
     assert engine.executor.isCompiled() and not engine.executor.isAttachedToDevice()
     with pytest.raises(AssertionError, match="Trying to run a model on an offline device"):
         engine.step([inputs])

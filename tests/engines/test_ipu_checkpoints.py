@@ -118,6 +118,48 @@ def test_it_is_the_random_state_that_makes_it_so(case: Case) -> None:
     assert [s.tolist() for s in steps(resumed, case, 2, 2)] != [s.tolist() for s in steps(whole, case, 2, 2)]
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_moments_go_to_the_device_in_its_own_type_and_order_since_poptorch_copies_bytes(half: bool) -> None:
+    attention = {"attn_types": ("conv_like",)}
+    case = Case(
+        "moments", attention, HALF, {"enable_half_first_order_momentum": half, "embedding_serialization_factor": 2}
+    )
+    host, engine = host_engine(case), make_engine(case)
+    steps(host, case, 1)
+    state = host.state_dict()
+    name = "dalle.text_embedding.weight"
+    turned = state["optimizer"][name]["exp_avg"].t().contiguous().t()  # the same numbers in another order of bytes
+    state["optimizer"][name]["exp_avg"] = turned
+    engine.load_state_dict(state)
+    given = engine.optimizer.state_dict()["ipu_state"]
+    kinds = {
+        kind: {tensor.dtype for key, tensor in given.items() if key.startswith(kind)} for kind in ("Accl1", "Accl2")
+    }
+    assert kinds == {"Accl1": {torch.float16 if half else torch.float32}, "Accl2": {torch.float32}}
+    assert {tensor.dtype for key, tensor in given.items() if key.startswith("Step")} == {torch.float32}
+    assert not turned.is_contiguous() and all(tensor.is_contiguous() for tensor in given.values())
+
+
+def test_random_numbers_of_other_replicas_are_left_out_since_popart_refuses_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ipu.simulator.executor import PoplarExecutor
+
+    told: List[int] = []
+    whole = PoplarExecutor.rng_state
+    setter = property(whole.fget, lambda self, state: told.append(len(state)))  # type: ignore[attr-defined]
+    one, two = RANDOM_CASES[0], Case("dropout, two replicas", DROPOUT, {"replication_factor": 2})
+    trained = make_engine(two)
+    steps(trained, two, 1)
+    state = trained.state_dict()
+    monkeypatch.setattr(PoplarExecutor, "rng_state", setter)
+    for case, expected in ((one, []), (two, [len(state["random"]["ipu"])])):
+        engine = make_engine(case)
+        engine.load_state_dict(state)
+        compiled(engine, case)
+        assert told == expected
+
+
 def test_a_state_loaded_into_a_compiled_engine_takes_effect(tmp_path: Path) -> None:
     case = RANDOM_CASES[0]
     whole, other = make_engine(case), compiled(make_engine(case), case)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Tuple
 
 import pytest
 
@@ -75,6 +76,40 @@ def test_the_plan_is_shown_without_an_image_tokenizer_at_hand(
     train.main()
     assert "predicted throughput: " in capsys.readouterr().out.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["plan.png"]
+
+
+@pytest.mark.parametrize(
+    "shared, message",
+    [
+        (("--shared-ff-ids", "a"), "shared_ff_ids gives layer 7, on IPU 2, the id a of a layer on IPU 1"),
+        (
+            ("--share-input-output-emb",),
+            "share_input_output_emb=true ties the embeddings, on IPU 0, .* set cls_ipu_id=0",
+        ),
+    ],
+)
+def test_the_plan_refuses_what_the_engine_refuses(shared: Tuple[str, ...], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        plan_of("--config", "L16", *shared)
+
+
+def test_layers_that_share_weights_stay_together_in_the_proposal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = "a,a,a,a,a,a,a,a,b,b,b,b,b,b,b,b"
+    plan = plan_of("--config", "L16", "--shared-ff-ids", ids, "--layers-per-ipu", "0", "8", "0", "8")
+    plan.show(tmp_path, with_proposal=True)
+    splits = re.findall(r"best split.*: layers_per_ipu \[(.*?)\]", capsys.readouterr().out)
+    assert len(splits) == 2
+    for split in splits:
+        assert sorted(int(number) for number in split.split(",")) == [0, 0, 8, 8]
+
+
+def test_a_better_split_without_a_plan_and_products_without_memory_are_refused() -> None:
+    with pytest.raises(OptionError, match="solve=true is a part of the plan; add --plan"):
+        settings_of("--config", "L16", "--solve")
+    with pytest.raises(OptionError, match=r"matmul_proportion=\[0.2, 0.0\] leaves products no memory"):
+        IpuOptions(matmul_proportion=(0.2, 0.0))
 
 
 def test_every_option_of_a_plan_is_an_option_of_the_command() -> None:

@@ -99,6 +99,12 @@ def test_recomputation_is_that_of_pipelines_or_none() -> None:
     assert popart(recomputation=False)["autoRecomputation"] == 0
 
 
+def test_a_program_on_one_ipu_is_no_pipeline_and_computes_again_in_the_standard_way() -> None:
+    one = [(0, ["embedding", "layers_0", "head"])]
+    assert popart(stages=one)["autoRecomputation"] == 1
+    assert popart(stages=one, recomputation=False)["autoRecomputation"] == 0
+
+
 def test_automatic_loss_scaling_is_on_where_it_is_asked_for() -> None:
     assert popart(enable_als=True)["automaticLossScalingSettings.enabled"]
     assert not popart().get("automaticLossScalingSettings.enabled")
@@ -130,7 +136,7 @@ def test_under_poprun_the_replicas_are_its_own(monkeypatch: pytest.MonkeyPatch) 
     told = {"POPDIST_NUM_TOTAL_REPLICAS": 8, "POPDIST_NUM_LOCAL_REPLICAS": 4, "POPDIST_NUM_IPUS_PER_REPLICA": 3}
     for variable, number in {**told, "OMPI_COMM_WORLD_SIZE": 2, "OMPI_COMM_WORLD_RANK": 1}.items():
         monkeypatch.setenv(variable, str(number))
-    options = training_options(POPTORCH, dataclasses.replace(RUN, instances=2, replication_factor=4))
+    options = training_options(POPTORCH, dataclasses.replace(RUN, by_poprun=True, replication_factor=4))
     assert options.replication_factor == 4
     assert (options.Distributed.processId, options.Distributed.numProcesses) == (1, 2)
 

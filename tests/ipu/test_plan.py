@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import re
 from pathlib import Path
+from typing import Tuple
 
 import pytest
 from PIL import Image
@@ -107,6 +108,16 @@ def test_sharding_divides_the_optimizer_state_and_the_host_takes_all_of_it() -> 
 def test_earlier_stages_stash_more_micro_batches() -> None:
     inputs = 2 * 336 * 512 * 2  # bytes of the input of one layer
     assert [memory.stashed for memory in plan().memory] == [0, 5 * 6 * inputs, 3 * 6 * inputs, (4 + 1) * inputs]
+
+
+def test_without_recomputation_activations_are_stashed_and_nothing_is_computed_twice() -> None:
+    again, kept = plan(), plan(recomputation=False)
+    layer = l16().layers[2]
+    assert kept.memory[1].stashed - again.memory[1].stashed == 5 * 6 * 2 * layer.activations
+    for one, other in zip(kept.times[1:], again.times[1:]):
+        assert one.forward == other.forward and one.backward < other.backward
+    assert "recomputation checkpoint" in again.table() and "computed once more" in again.table()
+    assert "keeps its activations" in kept.table() and "computed once more" not in kept.table()
 
 
 def test_single_precision_takes_more_of_everything() -> None:
@@ -212,6 +223,18 @@ def test_the_solver_proposes_only_what_fits_even_where_the_shortest_cycle_does_n
     assert proposal.split is not None and proposal.split.fits
     assert proposal.split.throughput == max(plan.throughput for plan in found if plan.fits)
     assert "which does not fit" in proposal.text()
+
+
+def test_the_solver_proposes_only_splits_that_are_accepted() -> None:
+    asked = []
+
+    def accepts(split: Tuple[int, ...]) -> bool:
+        asked.append(split)
+        return split[0] == 0 and split[1] == 7
+
+    found = solve(l16(), L16, accepts=accepts).split
+    assert found is not None and found.options.layers_per_ipu[:2] == (0, 7) and len(asked) > 1
+    assert solve(l16(), L16, accepts=lambda split: False).split is None
 
 
 def test_where_no_split_fits_the_solver_says_so() -> None:
