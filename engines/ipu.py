@@ -366,6 +366,8 @@ def _refuse_host_only(training: TrainingOptions, ipu: IpuOptions) -> None:
             f"ema_decay={training.ema_decay} would bring all weights to the host at every step, so engine="
             f"{training.engine} does not keep an average; leave ema_decay out"
         )
+    if training.device == "cuda":
+        raise OptionError(f"device=cuda is for the host engine, and engine={training.engine}; leave device out")
     if training.enable_als and not training.fp16:
         raise OptionError(
             f"enable_als=true looks at gradients in half precision, and fp16 is off (engine={training.engine}); leave "

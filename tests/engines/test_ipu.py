@@ -532,6 +532,7 @@ def test_validation_sees_every_sample_once_in_order() -> None:
     [
         ({"ema_decay": 0.9}, "ema_decay=0.9 would bring all weights to the host .* leave ema_decay out"),
         ({"bf16": True}, r"bf16=true, and IPUs have no bfloat16 \(engine=ipu-sim\); use --fp16"),
+        ({"device": "cuda"}, "device=cuda is for the host engine, and engine=ipu-sim; leave device out"),
         (
             {"enable_als": True},
             r"enable_als=true .* fp16 is off \(engine=ipu-sim\); leave enable_als out, or use --fp16",
