@@ -13,8 +13,8 @@ from ipu.simulator.batching import Batching, Results
 from ipu.simulator.graph import GRADIENT, UPDATED, Graph
 from ipu.simulator.half import Rounder
 from ipu.simulator.options import Options
+from ipu.simulator.placeholders import device_type
 from ipu.simulator.program import Program, carried, check_finite
-from ipu.simulator.stand_ins import device_type
 from ipu.simulator.updates import Attributes, Updater
 
 _log = logging.getLogger("poptorch::python")

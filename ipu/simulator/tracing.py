@@ -38,10 +38,10 @@ from ipu.simulator.operators import (
     without_writing,
     written_by_name,
 )
+from ipu.simulator.placeholders import Slot, device_type, placeholders
 from ipu.simulator.poptorch_core import Error, python_error
 from ipu.simulator.python_side import PythonSide
 from ipu.simulator.stages import Place, Stages, Transfer, check_flow
-from ipu.simulator.stand_ins import Slot, device_type, stand_ins
 
 _log = logging.getLogger("poptorch::python")
 _CONVERSIONS = ("to", "_to_copy", "type_as")
@@ -93,10 +93,10 @@ class Tracer(TorchDispatchMode):
     def add_slots(self, slots: Sequence[Slot]) -> None:
         """Make a model's parameters and buffers known."""
         for slot in slots:
-            if self.knows(slot.stand_in):
+            if self.knows(slot.placeholder):
                 continue
-            is_weight = isinstance(slot.stand_in, nn.Parameter)
-            value = self.add("weight" if is_weight else "buffer", slot.path, slot.stand_in)
+            is_weight = isinstance(slot.placeholder, nn.Parameter)
+            value = self.add("weight" if is_weight else "buffer", slot.path, slot.placeholder)
             self.add_alias(slot.tensor, value)
             (self.graph.weights if is_weight else self.graph.buffers)[slot.path] = value
 
@@ -398,7 +398,7 @@ def trace(
     tracer = Tracer(stages)
     graph = tracer.graph
     inputs = [tensor.detach().to(device_type(tensor.dtype)).clone() for tensor in tensors]
-    with stand_ins(model) as slots:
+    with placeholders(model) as slots:
         tracer.add_slots(slots)
         tracer.add_attributes(model)
         graph.inputs = [tracer.add("input", f"input {i}", tensor) for i, tensor in enumerate(inputs)]

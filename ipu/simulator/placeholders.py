@@ -27,19 +27,19 @@ class Slot(NamedTuple):
     name: str
     path: str
     tensor: Tensor
-    stand_in: Tensor
+    placeholder: Tensor
 
 
 @contextlib.contextmanager
-def stand_ins(model: nn.Module) -> Iterator[List[Slot]]:
-    """Put stand-ins into the slots of a model's own modules; one tensor of several slots has one stand-in.
+def placeholders(model: nn.Module) -> Iterator[List[Slot]]:
+    """Put placeholders into the slots of a model's own modules; one tensor of several slots has one placeholder.
 
     Raises:
         Error: afterwards, when the model removed one of them, or put another tensor into its place.
     """
     slots = _slots(model)
     for slot in slots:
-        vars(slot.module)[slot.kind][slot.name] = slot.stand_in
+        vars(slot.module)[slot.kind][slot.name] = slot.placeholder
     try:
         try:
             yield slots
@@ -60,14 +60,14 @@ def _slots(model: nn.Module) -> List[Slot]:
                 if tensor is None:
                     continue
                 if id(tensor) not in made:
-                    made[id(tensor)] = _stand_in(tensor, kind)
+                    made[id(tensor)] = _placeholder(tensor, kind)
                 full = f"{path}.{name}" if path else name
                 slots.append(Slot(module, kind, name, full, tensor, made[id(tensor)]))
     return slots
 
 
 @torch.no_grad()
-def _stand_in(tensor: Tensor, kind: str) -> Tensor:
+def _placeholder(tensor: Tensor, kind: str) -> Tensor:
     copy = tensor.detach().as_subclass(Tensor).to(device_type(tensor.dtype)).clone()
     parameter: Callable[..., Any] = nn.Parameter
     return parameter(copy, requires_grad=tensor.requires_grad) if kind == "_parameters" else copy
@@ -78,7 +78,7 @@ def _check(slot: Slot) -> None:
     found = vars(slot.module)[slot.kind].get(slot.name)
     if found is None:
         raise python_error(f"{what} is removed from the model by its forward; keep it")
-    if found is not slot.stand_in and not isinstance(slot.module, nn.modules.batchnorm._NormBase):
+    if found is not slot.placeholder and not isinstance(slot.module, nn.modules.batchnorm._NormBase):
         raise python_error(
             f"{what} is reassigned within the model by its forward; change it in place: {slot.name}.copy_(...)"
         )
