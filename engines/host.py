@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from engines.base import Batch, Inputs, as_inputs
 from engines.memory import estimate_memory, measure_activations
 from engines.options import IpuOptions, TrainingOptions
-from engines.sampler import EpochSampler, Ordered, Streamed
+from engines.sampler import Streamed, training_sampler
 from optim import (
     WeightAverage,
     clip_gradients,
@@ -76,16 +76,13 @@ class HostEngine:
     def loader(self, dataset: Dataset[Any], start: int, epochs: Optional[int]) -> Iterator[Batch]:
         """See `Engine.loader`; micro batches come one by one, so that a global batch never lies in memory whole."""
         options = self.options
-        length: int = len(dataset)  # type: ignore[arg-type]
-        order = dataset.order if isinstance(dataset, Ordered) else None
-        sampler = EpochSampler(length, options.global_batch, options.random_seed, start, epochs, order=order)
+        sampler = training_sampler(dataset, options.global_batch, options.random_seed, start, epochs)
         if isinstance(dataset, Streamed):
             loader = self._data_loader(dataset.stream(sampler.spans, self.workers), min(self.workers, 1))
         else:
             loader = self._data_loader(dataset, self.workers, sampler=sampler)
         micro_batches = iter(loader)
-        updates = itertools.count() if epochs is None else range(len(sampler) // options.global_batch)
-        for _ in itertools.islice(updates, 0, None, options.device_iterations):
+        for _ in sampler.calls(options.device_iterations):
             yield itertools.islice(micro_batches, options.micro_batches * options.device_iterations)
 
     def validation_loader(self, dataset: Dataset[Any]) -> Iterable[Inputs]:

@@ -20,7 +20,7 @@ from engines.launcher import Launcher
 from engines.options import IpuOptions, TrainingOptions
 from engines.placement import place
 from ipu import open_poptorch
-from ipu.drawing import DeviceDalle
+from ipu.drawing import DeviceDalle, fill_rows
 from ipu.layers import IpuLogits, IpuModel, LayerOptions, ipu_state, plain_state
 from ipu.options import RunOptions, inference_options, training_options
 from models.image_tokenizer import TextToImage
@@ -128,7 +128,7 @@ class IpuEngine:
         sums, count = torch.zeros(3), len(inputs[0])
         for start in range(0, count, self._inference_batch):
             rows = [tensor[start : start + self._inference_batch] for tensor in inputs]
-            scalars = executor(*(_fill(tensor, self._inference_batch) for tensor in rows))
+            scalars = executor(*(fill_rows(tensor, self._inference_batch) for tensor in rows))
             sums += torch.stack([scalar.float().reshape(-1)[: len(rows[0])].sum() for scalar in scalars])
         return sums / count
 
@@ -337,12 +337,6 @@ class IpuEngine:
         """What automatic loss scaling has come to."""
         factor = (self.optimizer.state_dict().get("ipu_state") or {}).get("lossScaleUpdateFactor")
         return None if factor is None else {"loss_scale_update_factor": float(factor)}
-
-
-def _fill(tensor: Tensor, rows: int) -> Tensor:
-    """Repeat the last row up to a number of rows: shapes on the device are fixed."""
-    missing = rows - len(tensor)
-    return torch.cat((tensor, tensor[-1:].expand(missing, *tensor.shape[1:]))) if missing else tensor
 
 
 def _with_dalle(model: TextToImage, dalle: nn.Module) -> TextToImage:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, Dict, Iterator, Optional
 
 import torch
@@ -12,7 +11,7 @@ from torch.utils.data import Dataset, Sampler
 from engines.base import Batch, Inputs, as_inputs
 from engines.launcher import Launcher
 from engines.options import TrainingOptions
-from engines.sampler import EpochSampler, Ordered, Streamed
+from engines.sampler import EpochSampler, Streamed, training_sampler
 from ipu import PopTorch
 from options import OptionError
 
@@ -50,17 +49,13 @@ class BatchLoader:
             OptionError: the last call would lack samples, or the dataset cannot be shared out among processes.
         """
         training = self.training
-        length: int = len(dataset)  # type: ignore[arg-type]
-        order = dataset.order if isinstance(dataset, Ordered) else None
-        sampler = EpochSampler(length, training.global_batch, training.random_seed, start, epochs, order=order)
-        updates = itertools.count() if epochs is None else range(len(sampler) // training.global_batch)
-        if isinstance(updates, range):
-            self._check_calls(len(updates))
+        sampler = training_sampler(dataset, training.global_batch, training.random_seed, start, epochs)
+        self._check_calls(sampler.updates or 0)
         loader = self._loader(dataset, sampler)
         try:
             with torch.random.fork_rng([]):  # beginning takes a number, which a resumed run would take once more
                 iterator = iter(loader)
-            for _, batch in zip(itertools.islice(updates, 0, None, training.device_iterations), iterator):
+            for _, batch in zip(sampler.calls(training.device_iterations), iterator):
                 yield [as_inputs(batch)]
         finally:
             if hasattr(loader, "terminate"):

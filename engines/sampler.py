@@ -11,7 +11,7 @@ import math
 from typing import Any, Callable, Iterable, Iterator, List, Optional, Protocol, Tuple, runtime_checkable
 
 import torch
-from torch.utils.data import IterableDataset, Sampler
+from torch.utils.data import Dataset, IterableDataset, Sampler
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ class EpochSampler(Sampler):  # type: ignore[type-arg]
         if length < 1 or global_batch < 1:
             raise ValueError(f"{length} samples, global batch {global_batch}: each must be at least 1; give more data")
         self.length = length
+        self.global_batch = global_batch
         self.seed = seed
         self.start = start
         self.epochs = epochs
@@ -94,6 +95,16 @@ class EpochSampler(Sampler):  # type: ignore[type-arg]
             for index in itertools.islice(self._order(number), begin, end):
                 yield number, index
 
+    @property
+    def updates(self) -> Optional[int]:
+        """Optimizer steps still to come; None: endless."""
+        return None if self.epochs is None else len(self) // self.global_batch
+
+    def calls(self, device_iterations: int) -> Iterator[int]:
+        """A number for each call of so many optimizer steps that is still to come."""
+        updates = itertools.count() if self.updates is None else range(self.updates)
+        return itertools.islice(updates, 0, None, device_iterations)
+
     def spans(self) -> Iterator[Span]:
         """The passes from `start` to the end: the number of each, and which of its samples are taken."""
         first, consumed = divmod(self.start, self.samples_per_epoch)
@@ -113,3 +124,11 @@ class EpochSampler(Sampler):  # type: ignore[type-arg]
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         order: List[int] = torch.randperm(self.length, generator=generator).tolist()
         return order
+
+
+def training_sampler(
+    dataset: Dataset[Any], global_batch: int, seed: int, start: int, epochs: Optional[int]
+) -> EpochSampler:
+    """The order in which a dataset is trained on, its own one if it brings one; arguments as of `EpochSampler`."""
+    order = dataset.order if isinstance(dataset, Ordered) else None
+    return EpochSampler(len(dataset), global_batch, seed, start, epochs, order=order)  # type: ignore[arg-type]

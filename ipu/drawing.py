@@ -35,10 +35,13 @@ class DeviceDalle(nn.Module):
         texts, images = [], []
         for start in range(0, len(text), self.rows):
             part = [tensor[start : start + self.rows] for tensor in (text, image_tokens)]
-            count = len(part[0])
-            missing = self.rows - count
-            filled = [torch.cat((tensor, tensor[-1:].expand(missing, -1))).int() for tensor in part]
-            text_logits, image_logits = self.device_logits(*filled)
-            texts.append(text_logits[:count])
-            images.append(image_logits[:count])
+            text_logits, image_logits = self.device_logits(*(fill_rows(tensor, self.rows).int() for tensor in part))
+            texts.append(text_logits[: len(part[0])])
+            images.append(image_logits[: len(part[0])])
         return torch.cat(texts), torch.cat(images)
+
+
+def fill_rows(tensor: Tensor, rows: int) -> Tensor:
+    """Repeat the last row up to a number of rows: shapes on the device are fixed."""
+    missing = rows - len(tensor)
+    return torch.cat((tensor, tensor[-1:].expand(missing, *tensor.shape[1:]))) if missing else tensor

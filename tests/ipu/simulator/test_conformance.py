@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
-from typing import Any, Callable, List
+from typing import Any, List
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from ipu.simulator.poptorch_core import (
     UnrecoverableError,
     _throwTestError,
 )
+from tests.ipu.simulator.functions import Function, on_ipu
 
 
 class Classifier(nn.Module):
@@ -33,21 +34,6 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor, label: Any = None) -> Any:
         scores = self.fc(x)
         return (scores, F.cross_entropy(scores, label)) if self.training else scores
-
-
-class Calls(nn.Module):
-    """A model that is one function."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *tensors: Tensor) -> Any:
-        return self.function(*tensors)
-
-
-def on_ipu(function: Callable[..., Any], *tensors: Tensor) -> Any:
-    return inferenceModel(Calls(function))(*tensors)
 
 
 def gradient(parameter: Tensor) -> Tensor:
@@ -199,9 +185,9 @@ def test_comparing_what_is_no_number_is_an_invalid_operation() -> None:
     options.Precision.enableFloatingPointExceptions(True)
     x, y = torch.ones(3), torch.tensor([1.0, math.nan, 0.0])
     with pytest.raises(Error, match="an operand of gt"):
-        inferenceModel(Calls(lambda a, b: a > b), options)(x, y)
+        inferenceModel(Function(lambda a, b: a > b), options)(x, y)
     infinite = torch.tensor([math.inf, 0.0, 2.0])
-    assert inferenceModel(Calls(lambda a, b: a > b), options)(x, infinite).tolist() == [False, True, False]
+    assert inferenceModel(Function(lambda a, b: a > b), options)(x, infinite).tolist() == [False, True, False]
     assert on_ipu(lambda a, b: a > b, x, y).tolist() == [False, False, True]
 
 

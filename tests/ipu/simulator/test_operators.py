@@ -12,20 +12,7 @@ from torch import Tensor, nn
 from ipu.simulator import inferenceModel
 from ipu.simulator.operators import LOWERED, compute, on_half_grid
 from ipu.simulator.poptorch_core import Error
-
-
-class Function(nn.Module):
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *tensors: Tensor) -> Any:
-        return self.function(*tensors)
-
-
-def on_ipu(function: Callable[..., Any], *tensors: Tensor) -> Any:
-    return inferenceModel(Function(function))(*tensors)
-
+from tests.ipu.simulator.functions import on_ipu
 
 FUNCTIONS = [
     lambda x: F.softmax(x, -1),

@@ -13,19 +13,7 @@ import ipu.simulator as poptorch
 from ipu.simulator import MatMulSerializationMode, Options, OverlapMode, inferenceModel, trainingModel
 from ipu.simulator.ops import _custom_ops
 from ipu.simulator.poptorch_core import Error
-
-
-class Function(nn.Module):
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *tensors: Tensor) -> Any:
-        return self.function(*tensors)
-
-
-def on_ipu(function: Callable[..., Any], *tensors: Tensor) -> Any:
-    return inferenceModel(Function(function))(*tensors)
+from tests.ipu.simulator.functions import Function, on_ipu
 
 
 @pytest.mark.parametrize("place", ["host", "ipu"])
