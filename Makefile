@@ -4,6 +4,9 @@
 # make test-sdk   the test suite on what Graphcore's SDK brings: make test-sdk PYTHON=python3.8
 # make test-peers our models beside the programs they replace, with copied weights
 # make smoke-ipu  what to run first on a machine with IPUs: make smoke-ipu [ENGINE=ipu-sim] [PYTHON=...]
+# make custom_ops the fused operators for IPUs, with the SDK that is enabled
+# make host-ops   the same for the simulator, with a C++ compiler alone
+# make check-headers  their types against checkouts of the open headers: POPLIBS=... POPART=... POPRITHMS=...
 # Each makes the environment it needs if there is none; smoke-ipu takes the one with PopTorch in it.
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,7 +19,10 @@ ENGINE ?= ipu
 # Threads that wait asleep: spinning ones bring a busy machine to a halt.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test check lint format test-sdk test-peers smoke-ipu clean
+CXX_FILES = $(shell find custom_ops tests/custom_ops -name '*.[ch]pp')
+
+.PHONY: demo test check lint format test-sdk test-peers smoke-ipu custom_ops host-ops check-headers clean
+.PHONY: host-ops-for-tests
 
 demo: $(VENV)/core
 	$(BIN)/python -m data.demo --out-dir $(DEMO)/scenes
@@ -35,8 +41,10 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
 format: $(VENV)/dev
+	$(BIN)/clang-format -i $(CXX_FILES)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -49,6 +57,18 @@ test-peers: $(PEERS_VENV)/peers
 smoke-ipu:
 	@$(PYTHON) -c 'import pytest, torch' || { echo 'make smoke-ipu: install PopTorch, requirements.txt and pytest for $(PYTHON); see docs/ipu.md'; exit 2; }
 	ENGINE=$(ENGINE) $(PYTHON) -m pytest -v --no-header tests/ipu_smoke.py
+
+custom_ops:
+	@$(MAKE) --no-print-directory -C custom_ops sdk
+
+host-ops:
+	@$(MAKE) --no-print-directory -C custom_ops -j $(JOBS) host
+
+host-ops-for-tests:
+	@$(MAKE) --no-print-directory -C custom_ops -j $(JOBS) host-tests
+
+check-headers:
+	@$(MAKE) --no-print-directory -C custom_ops check-headers
 
 $(VENV)/core: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -74,4 +94,4 @@ $(PEERS_VENV)/peers: requirements.txt requirements-peers.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(SDK_VENV) $(PEERS_VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(SDK_VENV) $(PEERS_VENV) custom_ops/build $(DEMO) .pytest_cache .mypy_cache .ruff_cache

@@ -18,9 +18,10 @@ from engines.base import Batch, Inputs, as_inputs
 from engines.ipu_loading import BatchLoader, as_loaded
 from engines.launcher import Launcher
 from engines.options import IpuOptions, TrainingOptions
-from engines.placement import place
+from engines.placement import place, plan_options
 from ipu import open_poptorch
 from ipu.drawing import DeviceDalle, fill_rows
+from ipu.fused import FusedOptions, chunks_of
 from ipu.layers import IpuLogits, IpuModel, LayerOptions, ipu_state, plain_state
 from ipu.options import RunOptions, inference_options, training_options
 from models.image_tokenizer import TextToImage
@@ -206,6 +207,21 @@ class IpuEngine:
             serialization_factor=self.ipu.embedding_serialization_factor,
             recomputation=self.ipu.recomputation,
             fp16=self.training.fp16,
+            fused=self._fused_options(),
+        )
+
+    def _fused_options(self) -> FusedOptions:
+        ipu, positions, parts = self.ipu, self.model.dalle.layout.sequence_len, self.placement.parts
+        chunks = chunks_of(positions, ipu.attention_chunks) if ipu.fused_attention else None
+        shares = {part.ipu: plan_options(self.training, ipu).numbers(part.ipu).share for part in parts}
+        embedding = self.placement.part("embedding")
+        assert embedding is not None, "every model has one"
+        return FusedOptions(
+            attention_chunks=chunks,
+            embedding=ipu.fused_embedding,
+            layer_memory=[shares[part.ipu] for part in parts for _ in range(part.layers)],
+            embedding_memory=shares[embedding.ipu],
+            partials_type="half" if ipu.enable_half_partials else "float",
         )
 
     def _run_options(self) -> RunOptions:

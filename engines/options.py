@@ -92,6 +92,16 @@ class IpuOptions(Options):
     matmul_proportion: Tuple[float, ...] = option(
         (0.6,), "share of memory for matrix products: one value or one an IPU", minimum=0, maximum=1
     )
+    fused_attention: bool = option(
+        False, "attention as one operator of our own, which keeps nothing of the scores (docs/ipu.md)"
+    )
+    attention_chunks: Optional[int] = option(
+        None,
+        "parts of the queries that fused_attention computes one after the other; a divisor of the positions (none: the "
+        "largest up to 4)",
+        minimum=1,
+    )
+    fused_embedding: bool = option(False, "looking tokens up and adding positions as one operator of our own")
     stochastic_rounding: bool = option(False, "round half precision values at random")
     enable_half_partials: bool = option(False, "accumulate matrix products in half precision")
     enable_rts: bool = option(False, "shard the optimizer state over the replicas")
@@ -115,6 +125,11 @@ class IpuOptions(Options):
         if not all(self.matmul_proportion):
             raise OptionError(
                 f"matmul_proportion={list(self.matmul_proportion)} leaves products no memory; give shares above 0"
+            )
+        if self.attention_chunks is not None and not self.fused_attention:
+            raise OptionError(
+                f"attention_chunks={self.attention_chunks} is for fused attention; add --fused-attention, or leave "
+                "attention_chunks out"
             )
         if self.solve and not self.plan:
             raise OptionError("solve=true is a part of the plan; add --plan, or leave solve out")

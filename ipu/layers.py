@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Dict, List, Mapping, Sequence, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from ipu import PopTorch
+from ipu.fused import FusedOptions, fuse
 from models.dalle import WHOLE_VOCABULARY, Dalle, Projection
 from models.image_tokenizer import TextToImage, as_unit_range
 from options import OptionError
@@ -31,6 +32,7 @@ class LayerOptions:
         serialization_factor: parts of the text embedding and of the output projection.
         recomputation: keep activations between layers only, and compute the others again.
         fp16: hold weights and activations in half precision.
+        fused: what is computed by operators of our own.
     """
 
     embedding: str
@@ -40,6 +42,7 @@ class LayerOptions:
     serialization_factor: int = 1
     recomputation: bool = True
     fp16: bool = False
+    fused: FusedOptions = FusedOptions()
 
 
 class SerializedEmbedding(nn.Module):
@@ -57,8 +60,8 @@ class SerializedEmbedding(nn.Module):
             nn.Embedding.from_pretrained(part.clone(), freeze=False) for part in embedding.weight.detach().split(size)
         )
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """(...) ids to (..., D)."""
+    def forward(self, ids: Tensor, position: Optional[Tensor] = None) -> Tensor:
+        """See `models.dalle.embed`."""
         total, start = None, 0
         for part in self.split_embeddings:
             assert isinstance(part, nn.Embedding), "it is made of nothing else"
@@ -67,7 +70,7 @@ class SerializedEmbedding(nn.Module):
             total = rows if total is None else total + rows
             start += part.num_embeddings
         assert total is not None, "a table has at least one part"
-        return total
+        return total if position is None else total + position
 
 
 class SerializedProjection(Projection):
@@ -107,7 +110,7 @@ class IpuModel(nn.Module):
         poptorch: the one that runs it.
 
     Raises:
-        OptionError: the output projection cannot be cut into as many parts.
+        OptionError: the output projection cannot be cut into as many parts; or see `ipu.fused.fuse`.
     """
 
     def __init__(self, model: TextToImage, options: LayerOptions, poptorch: PopTorch) -> None:
@@ -119,7 +122,8 @@ class IpuModel(nn.Module):
         dalle = self.model.dalle
         dalle.inverts_layers = False  # PopART computes activations again by itself
         if options.serialization_factor > 1:
-            _serialize(dalle, options.serialization_factor, poptorch)
+            _serialize(dalle, options.serialization_factor, not options.fused.embedding, poptorch)
+        fuse(dalle, options.fused, options.serialization_factor, poptorch)
         if options.fp16:
             self.model.half()
         for name, first in options.layers:
@@ -212,7 +216,8 @@ def ipu_state(plain: Mapping[str, Tensor], names: Mapping[str, torch.Size]) -> D
     return state
 
 
-def _serialize(dalle: Dalle, factor: int, poptorch: PopTorch) -> None:
+def _serialize(dalle: Dalle, factor: int, embedding: bool, poptorch: PopTorch) -> None:
+    """Cut the output projection into parts, and where `embedding` says so the text embedding."""
     for name, size in (("text", dalle.text_vocab_size), ("image", dalle.image_vocab_size)):
         if size % factor:
             raise OptionError(
@@ -220,5 +225,5 @@ def _serialize(dalle: Dalle, factor: int, poptorch: PopTorch) -> None:
                 "take one that does"
             )
     dalle.to_logits = SerializedProjection(dalle.to_logits, factor, poptorch)
-    if not dalle.options.share_input_output_emb:
+    if embedding and not dalle.options.share_input_output_emb:
         dalle.text_embedding = SerializedEmbedding(dalle.text_embedding, factor)  # type: ignore[assignment]

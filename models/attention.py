@@ -6,7 +6,7 @@ image grid, N keys read by one decoding step.
 
 from __future__ import annotations
 
-from typing import List, Optional
+from typing import Callable, List, Optional
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,8 @@ from models.cache import LayerCache
 from models.patterns import Pattern
 from models.rotary import rotary_angles, rotate
 
+AttentionKernel = Callable[[Tensor, Tensor, Tensor, Pattern], Tensor]
+"""Computes the attention of a pattern: q, k, v (B, H, n, K) of a sequence's first positions to (B, H, n, K)."""
 STABLE_FACTOR = 32.0  # what scores are divided by before they are taken from their maximum
 
 
@@ -54,6 +56,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], stable: bool
 class Attention(nn.Module):
     """Attention of one pattern.
 
+    Attributes:
+        kernel: computes it from queries, keys and values; None: the form that suits the pattern, below. An engine sets
+            it to an operator of its machine.
+
     Args:
         hidden_size: width D of input and output.
         num_attention_heads: H.
@@ -81,6 +87,7 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.pattern, self.stable, self.rotary_emb = num_attention_heads, pattern, stable, rotary_emb
+        self.kernel: Optional[AttentionKernel] = None
         inner_size = num_attention_heads * dim_head
         self.to_qkv = nn.Linear(hidden_size, 3 * inner_size, bias=False)
         self.to_out = nn.Linear(inner_size, hidden_size)
@@ -114,7 +121,7 @@ class Attention(nn.Module):
         elif self.pattern is None:
             out = attend(q, k, v, None if mask is None else mask[:, None, None], self.stable)
         else:
-            out = self._attend(self.pattern, q, k, v)
+            out = (self.kernel or self._attend)(q, k, v, self.pattern)
         return self.dropout(self.to_out(rearrange(out, "b h s k -> b s (h k)")))
 
     def _add_tables(self, pattern: Pattern, dim_head: int) -> None:
@@ -135,10 +142,10 @@ class Attention(nn.Module):
         """The positions that `position` looks at: all that a decoding step reads."""
         assert self.pattern is not None, "only attention with a pattern is decoded"
         if not self._keys:
-            self._keys = [self.pattern.keys(i) for i in range(self.pattern.layout.sequence_len)]
+            self._keys = self.pattern.keys()
         return self._keys[position]
 
-    def _attend(self, pattern: Pattern, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
         length = q.shape[2]
         if is_axial(pattern) and length > pattern.layout.text_len:
             return axial_attention(q, k, v, pattern, self.mask, self.line_mask, self.stable)

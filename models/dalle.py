@@ -9,7 +9,7 @@ Legend: B batch, T text tokens, I image tokens, S = T + I positions, D width, V 
 
 from __future__ import annotations
 
-from typing import List, Optional, Tuple
+from typing import Callable, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,29 @@ BOS = 0
 PADDING = 0
 WHOLE_VOCABULARY = slice(None)
 STABLE_GRADIENT_SHARE = 0.1  # of the embeddings' gradient, under `stable`
+EmbeddingKernel = Callable[[Tensor, Tensor, Optional[Tensor]], Tensor]
+
+
+def embed(table: Tensor, ids: Tensor, position: Optional[Tensor] = None) -> Tensor:
+    """The rows of a table (V, D) for ids (B, n), each with the vector of its position (n, D) added: (B, n, D)."""
+    rows = F.embedding(ids, table)
+    return rows if position is None else rows + position
+
+
+class TokenEmbedding(nn.Embedding):
+    """The vectors of tokens.
+
+    Attributes:
+        kernel: computes what `embed` does; an engine sets it to an operator of its machine.
+    """
+
+    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+        super().__init__(vocab_size, hidden_size)
+        self.kernel: EmbeddingKernel = embed
+
+    def forward(self, ids: Tensor, position: Optional[Tensor] = None) -> Tensor:
+        """See `embed`."""
+        return self.kernel(self.weight, ids, position)
 
 
 class AxialPositionEmbedding(nn.Module):
@@ -81,11 +104,11 @@ class Dalle(nn.Module):
         self.layout = Layout(options.text_seq_len + 1, *image_grid)
         size = options.hidden_size
         if not options.share_input_output_emb:
-            self.text_embedding = nn.Embedding(self.text_vocab_size, size)
+            self.text_embedding = TokenEmbedding(self.text_vocab_size, size)
         if not options.rotary_emb:
             self.text_position = nn.Embedding(self.layout.text_len, size)
         if not options.share_input_output_emb:
-            self.image_embedding = nn.Embedding(image_vocab_size, size)
+            self.image_embedding = TokenEmbedding(image_vocab_size, size)
         if not options.rotary_emb:
             self.image_position = AxialPositionEmbedding(*image_grid, size)
         self.layers = make_layers(options, self.layout)
@@ -160,19 +183,17 @@ class Dalle(nn.Module):
     def embed_text(self, text: Tensor) -> Tensor:
         """<bos> and the first text tokens, padding numbered: (B, n) to (B, n + 1, D)."""
         text = F.pad(text, (1, 0), value=BOS)
+        position = None if self.options.rotary_emb else self.text_position.weight[: text.shape[1]]
         if self.options.share_input_output_emb:
-            x = F.embedding(text, self.to_logits.weight[: self.text_vocab_size])
-        else:
-            x = self.text_embedding(text)
-        return x if self.options.rotary_emb else x + self.text_position.weight[: text.shape[1]]
+            return embed(self.to_logits.weight[: self.text_vocab_size], text, position)
+        return self.text_embedding(text, position)
 
     def embed_image(self, image_tokens: Tensor, start: int = 0) -> Tensor:
         """Image tokens from the `start`-th on: (B, n) to (B, n, D)."""
+        position = None if self.options.rotary_emb else self.image_position(start, image_tokens.shape[1])
         if self.options.share_input_output_emb:
-            x = F.embedding(image_tokens, self.to_logits.weight[self.text_vocab_size :])
-        else:
-            x = self.image_embedding(image_tokens)
-        return x if self.options.rotary_emb else x + self.image_position(start, image_tokens.shape[1])
+            return embed(self.to_logits.weight[self.text_vocab_size :], image_tokens, position)
+        return self.image_embedding(image_tokens, position)
 
     def text_logits(self, x: Tensor) -> Tensor:
         """(B, n, D) to (B, n, V text)."""

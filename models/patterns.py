@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import random
-from typing import Callable, Dict, Optional
+from typing import Callable, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -77,9 +77,9 @@ class Pattern:
         positions = torch.arange(length)
         return self.allowed(positions[:, None], positions[None, :])
 
-    def keys(self, position: int) -> Tensor:
-        """The positions that `position` looks at, ascending."""
-        return self.allowed(torch.tensor(position), torch.arange(position + 1)).nonzero().squeeze(1)
+    def keys(self) -> List[Tensor]:
+        """For each position those that it looks at, ascending."""
+        return [allowed.nonzero().squeeze(1) for allowed in self.mask(self.layout.sequence_len)]
 
     def row(self, position: Tensor) -> Tensor:
         """The row of the pixel at `position`."""
@@ -114,18 +114,17 @@ def _sparse(pattern: Pattern, query: Tensor, key: Tensor) -> Tensor:
     block, other = query // pattern.block_size, key // pattern.block_size
     local = block // LOCAL_BLOCKS == other // LOCAL_BLOCKS
     text = other * pattern.block_size < pattern.layout.text_len
-    return local | text | _drawn_blocks(pattern).to(query.device)[block, other]
+    return local | text | torch.tensor(drawn_blocks(pattern), device=query.device)[block, other]
 
 
 @functools.lru_cache(maxsize=64)
-def _drawn_blocks(pattern: Pattern) -> Tensor:
-    """Which blocks of keys were drawn for each block of queries, (blocks, blocks)."""
+def drawn_blocks(pattern: Pattern) -> Tuple[Tuple[bool, ...], ...]:
+    """Of a pattern of kind `sparse`, which blocks of keys were drawn for each block of queries: (blocks, blocks)."""
     blocks = -(-pattern.layout.sequence_len // pattern.block_size)
     count = blocks // 4 if pattern.random_blocks is None else pattern.random_blocks
-    rng, drawn = random.Random(pattern.seed), torch.zeros(blocks, blocks, dtype=torch.bool)
-    for row in range(blocks):
-        drawn[row, rng.sample(range(blocks), min(count, blocks))] = True
-    return drawn
+    rng = random.Random(pattern.seed)
+    chosen = [set(rng.sample(range(blocks), min(count, blocks))) for _ in range(blocks)]
+    return tuple(tuple(block in row for block in range(blocks)) for row in chosen)
 
 
 PATTERNS: Dict[str, Callable[[Pattern, Tensor, Tensor], Tensor]] = {

@@ -21,9 +21,20 @@ from torchvision.transforms.functional import pil_to_tensor
 from bpe.tokenizer import load_tokenizer
 from ipu import has_sdk, open_poptorch
 from ipu.options import inference_options, training_options
+from models.options import ATTENTION_TYPES
 from tests.conftest import Run, as_arguments
 from tests.cpu_ipu_test import TOLERANCE
-from tests.parity import Case, assert_within, calls_of, make_engine, train_on_engine, train_plainly
+from tests.parity import (
+    Case,
+    GreyTokenizer,
+    assert_within,
+    calls_of,
+    make_engine,
+    make_model,
+    make_samples,
+    train_on_engine,
+    train_plainly,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINE = os.environ.get("ENGINE", "ipu")
@@ -147,10 +158,47 @@ SINGLE: List[Case] = [
     Case("windows and blocks", {"attn_types": ("conv_like", "sparse"), "sparse_block_size": 4}),
     Case("reversible, rotary, shifted", {"reversible": True, "rotary_emb": True, "shift_tokens": True}),
 ]
+FUSED: Dict[str, Any] = {"fused_attention": True, "fused_embedding": True}
+WITH_OWN_OPERATORS: List[Case] = [
+    Case("fused attention, one chunk", {"num_hidden_layers": 1}, {}, {"fused_attention": True, "attention_chunks": 1}),
+    *(
+        Case(
+            f"fused attention, {kind}",
+            {"num_hidden_layers": 1, "attn_types": (kind,), "sparse_block_size": 4},
+            {},
+            {"fused_attention": True},
+        )
+        for kind in ATTENTION_TYPES
+    ),
+    Case("fused embedding", {"num_hidden_layers": 1}, {}, {"fused_embedding": True}),
+    Case("fused embedding in four parts", {}, {}, {"fused_embedding": True, "embedding_serialization_factor": 4}),
+    Case(
+        "all fused, a pipeline of two IPUs, replicated",
+        {"rotary_emb": True},
+        {"gradient_accumulation": 3, "replication_factor": 2},
+        {**FUSED, "layers_per_ipu": (1, 1)},
+    ),
+]
 
 
 @pytest.mark.parametrize("case", SINGLE, ids=lambda case: case.name)
 def test_training_is_that_of_plain_pytorch(case: Case) -> None:
+    assert_within(train_on_engine(case, ENGINE), train_plainly(case), TOLERANCE["single"])
+
+
+@pytest.mark.parametrize("case", WITH_OWN_OPERATORS, ids=lambda case: case.name)
+def test_the_fused_operators_give_the_logits_of_plain_pytorch(case: Case) -> None:
+    engine, plain = make_engine(case, ENGINE), make_model(case).eval()
+    text, images = make_samples(2)
+    text, codes = plain.dalle.number_padding(text), GreyTokenizer().encode(images)
+    with engine.inference() as model, torch.no_grad():
+        found, expected = model.dalle.logits(text, codes), plain.dalle.logits(text, codes)
+    engine.close()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", WITH_OWN_OPERATORS, ids=lambda case: case.name)
+def test_the_fused_operators_train_as_plain_pytorch(case: Case) -> None:
     assert_within(train_on_engine(case, ENGINE), train_plainly(case), TOLERANCE["single"])
 
 
@@ -164,6 +212,11 @@ STOCHASTIC: Dict[str, Any] = {"stochastic_rounding": True, "enable_half_first_or
 def test_half_precision_is_plain_pytorch_within_its_tolerance(rounding: str, ipu: Dict[str, Any]) -> None:
     case = Case(rounding, {}, SCALED, ipu)
     assert_within(train_on_engine(case, ENGINE), train_plainly(case), TOLERANCE[rounding])
+
+
+def test_the_fused_operators_in_half_precision_are_plain_pytorch_within_its_tolerance() -> None:
+    case = Case("half, fused", {"attn_types": ("full", "conv_like")}, SCALED, FUSED)
+    assert_within(train_on_engine(case, ENGINE), train_plainly(case), TOLERANCE["half"])
 
 
 def test_half_partial_sums_are_plain_pytorch_within_the_tolerance_of_half_precision() -> None:

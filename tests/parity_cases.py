@@ -148,6 +148,7 @@ def single_precision_cases() -> List[Case]:
             for (name, options), (more, steps) in itertools.product(OPTIMIZERS.items(), STEPS_OF_ALL.items())
         ),
         *_placement_cases(),
+        *_fused_cases(),
     ]
 
 
@@ -227,6 +228,29 @@ def _placement_cases() -> List[Case]:
     ]
 
 
+FUSED: Dict[str, Any] = {"fused_attention": True, "fused_embedding": True}
+
+
+def _fused_cases() -> List[Case]:
+    """What is computed by operators of our own."""
+    small = {"num_hidden_layers": 1, "sparse_block_size": 4}
+    mixed = {"attn_types": ("axial_row", "conv_like"), "conv_kernel_size": 3}
+    split = {"layers_per_ipu": (1, 1), "embedding_serialization_factor": 4, "matmul_proportion": (0.2, 0.4)}
+    return [
+        *(Case(f"fused, {kind}", {**small, "attn_types": (kind,)}, {}, FUSED) for kind in ATTENTION_TYPES),
+        Case("fused attention alone", small, {}, {"fused_attention": True}),
+        Case("fused embedding alone", small, {}, {"fused_embedding": True}),
+        Case("fused embedding alone, serialised", small, {}, {"fused_embedding": True, **ONE_SERIALIZED["ipu"]}),
+        Case("fused, eleven chunks", small, {}, {**FUSED, "attention_chunks": 11}),
+        Case("fused, two IPUs, serialised", mixed, TWO["training"], {**FUSED, **split}),
+        Case("fused, replicated and accumulated", small, {"replication_factor": 2, "gradient_accumulation": 2}, FUSED),
+        Case("fused, not computed again", small, {}, {**FUSED, "recomputation": False}),
+        Case("fused, everything", MODELS["everything"], {}, FUSED),
+        Case("fused, one attention", {"shared_attn_ids": ("a",)}, {}, FUSED),
+        Case("fused attention, tied", {"share_input_output_emb": True}, {}, {"fused_attention": True}),
+    ]
+
+
 HALF: Dict[str, Any] = {"fp16": True, "loss_scaling": 1024.0}
 ALL_HALF: Dict[str, Any] = {"enable_half_partials": True, "enable_half_first_order_momentum": True}
 
@@ -248,6 +272,14 @@ def half_precision_cases() -> List[Case]:
         Case("half, reversible and rotary", {"reversible": True, "rotary_emb": True}, HALF),
         Case("half, stable and sandwich", {"stable": True, "sandwich_norm": True}, HALF),
         Case("half, tied and shifted", {"share_input_output_emb": True, "shift_tokens": True}, HALF),
+        Case("half, fused", {"attn_types": ("full", "axial_col")}, HALF, FUSED),
+        Case("half, fused, partials too", {"hidden_size": 64}, HALF, {**FUSED, "enable_half_partials": True}),
+        Case(
+            "half, fused, two IPUs, serialised",
+            {"attn_types": ("sparse", "conv_like"), "sparse_block_size": 4, "stable": True},
+            two,
+            {**FUSED, "layers_per_ipu": (1, 1), "embedding_serialization_factor": 4},
+        ),
     ]
 
 
@@ -262,5 +294,6 @@ def stochastic_cases() -> List[Case]:
             {**HALF, "gradient_accumulation": 3, "batch_size": 1, "enable_als": True},
             {"stochastic_rounding": True, "layers_per_ipu": (1, 1), "embedding_serialization_factor": 4, **ALL_HALF},
         ),
+        Case("stochastic, fused", {"num_hidden_layers": 1}, HALF, {**FUSED, "stochastic_rounding": True}),
         *(entry_case(name) for name in ("L16_CLIP_vocab", "L16_POD16")),
     ]

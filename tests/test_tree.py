@@ -24,10 +24,13 @@ MAY_IMPORT = {
     "data": {"options", "bpe"},
     "engines": {"options", "optim", "models", "ipu"},
     "ipu": {"options", "models", "custom_ops"},
-    "custom_ops": set(),
+    "custom_ops": {"options", "models"},
 }
 # Commands inside a package may import what makes them commands, too.
-COMMANDS_MAY_IMPORT = {Path("models/convert.py"): {"args", "bpe", "checkpoint", "conversion", "opening"}}
+COMMANDS_MAY_IMPORT = {
+    Path("models/convert.py"): {"args", "bpe", "checkpoint", "conversion", "opening"},
+    Path("data/encode_images.py"): {"args", "checkpoint", "log", "models", "opening"},
+}
 CORE = {"torch", "torchvision", "einops", "yaml", "tokenizers", "safetensors", "PIL", "tqdm"}
 
 

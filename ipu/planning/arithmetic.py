@@ -12,7 +12,7 @@ import functools
 from typing import Iterable, Iterator, List, Tuple
 
 from ipu.machine import Ipu
-from ipu.planning.workload import Operation, Product, Sweep
+from ipu.planning.workload import FusedAttention, Operation, Product, Sweep
 
 BLOCK = 16  # weights of the unit for products: so many input by so many output channels
 BLOCK_CYCLES = 300  # loading a block and starting six workers on it
@@ -73,24 +73,30 @@ def forward_cost(operations: Iterable[Operation], ipu: Ipu, numbers: Numbers) ->
     """Cost of operations."""
     total = Cost()
     for operation in operations:
-        total += _product_cost(operation, ipu, numbers) if isinstance(operation, Product) else _sweep_cost(
-            operation, ipu, numbers
-        )  # fmt: skip
+        if isinstance(operation, FusedAttention):
+            total += forward_cost(operation.forward, ipu, numbers)
+        elif isinstance(operation, Product):
+            total += _product_cost(operation, ipu, numbers)
+        else:
+            total += _sweep_cost(operation, ipu, numbers)
     return total
 
 
 def backward_cost(operations: Iterable[Operation], ipu: Ipu, numbers: Numbers) -> Cost:
-    """Cost of their gradients: two products for each, twice the passes."""
+    """Cost of their gradients: two products for each, twice the passes, and what operators of our own do."""
     gradients: List[Operation] = []
     for operation in operations:
-        gradients += operation.gradients() if isinstance(operation, Product) else (
-            Sweep(operation.elements, 2 * operation.passes),
-        )  # fmt: skip
+        if isinstance(operation, FusedAttention):
+            gradients += operation.backward
+        elif isinstance(operation, Product):
+            gradients += operation.gradients()
+        else:
+            gradients.append(dataclasses.replace(operation, passes=2 * operation.passes))
     return forward_cost(gradients, ipu, numbers)
 
 
 def _sweep_cost(sweep: Sweep, ipu: Ipu, numbers: Numbers) -> Cost:
-    each = -(-sweep.elements // ipu.tiles) * numbers.size / 2
+    each = -(-sweep.elements // ipu.tiles) * (4 if sweep.single else numbers.size) / 2
     return Cost(passed=each * sweep.passes, launches=sweep.passes)
 
 

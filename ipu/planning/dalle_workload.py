@@ -14,11 +14,22 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ipu.planning.counting import count
-from ipu.planning.workload import EMBEDDING, HEAD, LAYER, TOKENIZER, Layer, Operation, Product, Workload
+from ipu.planning.workload import (
+    EMBEDDING,
+    HEAD,
+    LAYER,
+    TOKENIZER,
+    FusedAttention,
+    Layer,
+    Operation,
+    Product,
+    Workload,
+)
 from models.build import build_image_tokenizer
 from models.dalle import Dalle
 from models.image_tokenizer import ImageTokenizer
 from models.options import TransformerOptions
+from models.patterns import Pattern
 
 TOKEN_BYTES = 4  # IPUs know no wider integers
 
@@ -35,6 +46,7 @@ def workload_of_dalle(
     image_tokenizer: Optional[Dict[str, Any]] = None,
     number_bytes: int = 1,
     embedding_serialization_factor: int = 1,
+    attention_chunks: Optional[int] = None,
 ) -> Workload:
     """The workload of one micro batch.
 
@@ -45,6 +57,7 @@ def workload_of_dalle(
         image_tokenizer: what `describe_image_tokenizer` says of it; None: pictures come as tokens.
         number_bytes: of a channel of a pixel on its way from the host: 1 for `byteio`, else 2 or 4.
         embedding_serialization_factor: parts of the product that gives the logits.
+        attention_chunks: parts of the queries of fused attention; None: attention is not fused.
     """
     dalle = _without_numbers(transformer, text_vocab_size, image_vocab_size, image_grid)
     text, tokens = _integers(batch_size, transformer.text_seq_len), _integers(batch_size, dalle.layout.image_len)
@@ -56,7 +69,7 @@ def workload_of_dalle(
         layer, numbers = tokenizer_layer(image_tokenizer, batch_size)
         layers.append(layer)
         sample_bytes += number_bytes * numbers
-    layers += _dalle_layers(dalle, text, tokens, embedding_serialization_factor)
+    layers += _dalle_layers(dalle, text, tokens, embedding_serialization_factor, attention_chunks)
     return Workload(tuple(layers), batch_size, sample_bytes)
 
 
@@ -100,11 +113,15 @@ def _without_numbers(
     return dalle.to("meta")
 
 
-def _dalle_layers(dalle: Dalle, text: Tensor, tokens: Tensor, parts: int) -> List[Layer]:
-    options = dalle.options
-    shape = (len(text), dalle.layout.sequence_len, options.hidden_size)
-    x = torch.empty(shape, device="meta")
+def _dalle_layers(dalle: Dalle, text: Tensor, tokens: Tensor, parts: int, chunks: Optional[int]) -> List[Layer]:
+    options, positions = dalle.options, dalle.layout.sequence_len
+    x = torch.empty(len(text), positions, options.hidden_size, device="meta")
     streams = torch.stack((x, x)) if options.reversible else x
+    fused: Tuple[Operation, ...] = ()
+    if chunks is not None:
+        fused = (FusedAttention(len(text) * options.num_attention_heads, positions, options.dim_head, chunks),)
+        for layer in dalle.layers:
+            layer.attention.kernel = _shape_of_attention
 
     def embed() -> None:
         torch.cat((dalle.embed_text(text), dalle.embed_image(tokens[:, :-1])), dim=1)
@@ -121,8 +138,13 @@ def _dalle_layers(dalle: Dalle, text: Tensor, tokens: Tensor, parts: int) -> Lis
     layer_parameters = _size(dalle.layers)
     embedded = _size(dalle) - head_parameters - layer_parameters
     layers = [Layer(EMBEDDING, count(embed), embedded, 0)]
-    layers += [Layer(LAYER, count(layer, streams), _size(layer), streams.numel()) for layer in dalle.layers]
+    layers += [Layer(LAYER, count(layer, streams) + fused, _size(layer), streams.numel()) for layer in dalle.layers]
     return [*layers, Layer(HEAD, _in_parts(count(head), parts), head_parameters, x.numel(), repeats=False)]
+
+
+def _shape_of_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    """In place of an operator that is counted as a whole."""
+    return q.new_empty(q.shape)
 
 
 def _in_parts(operations: Tuple[Operation, ...], parts: int) -> Tuple[Operation, ...]:

@@ -15,7 +15,7 @@ from ipu.placement import PlanOptions, Stage
 from ipu.planning.arithmetic import Cost
 from ipu.planning.costs import StageCost, optimizer_bytes, parameters_of
 from ipu.planning.schedule import stashes
-from ipu.planning.workload import EMBEDDING, HEAD, Layer, Operation, Product, Workload
+from ipu.planning.workload import EMBEDDING, HEAD, FusedAttention, Layer, Operation, Product, Workload
 
 CODE_OF_TILE = 24 * 1024  # bytes of the runtime, the optimizer and the exchange between IPUs
 CODE_OF_PROGRAM = 512  # bytes of a tile for one program: vertices, their state, exchange code. Equal ones share it
@@ -112,7 +112,8 @@ def _at_work(layer: Layer, size: int, recomputation: bool) -> float:
     if not layer.learns:  # nothing is kept: what comes in, what goes out, and one in between
         return 3.0 * size * layer.largest
     activations = layer.activations if recomputation else 0  # else they are among what is stashed
-    return size * (activations + 2.0 * layer.largest)  # the largest gradient, and what it is computed from
+    # the largest gradient and what it is computed from, unless an operator has both for itself
+    return size * activations + max(2.0 * size * layer.largest, layer.scratch)
 
 
 def _programs(layers: Sequence[Layer]) -> int:
@@ -122,9 +123,15 @@ def _programs(layers: Sequence[Layer]) -> int:
 
 @functools.lru_cache(maxsize=1024)
 def _programs_of(layer: Layer) -> FrozenSet[Tuple[Operation, int]]:
-    """One program an operation, and for those that learn two more of a product and one of the others."""
+    """One program an operation, and for those that learn two more of a product and one of the others.
+
+    The chunks of fused attention share theirs.
+    """
     found = set()
     for operation in layer.operations:
-        backward = (2 if isinstance(operation, Product) else 1) if layer.learns else 0
-        found |= {(operation, number) for number in range(1 + backward)}
+        if isinstance(operation, FusedAttention):
+            count = len({*operation.forward}) + len({*operation.backward})
+        else:
+            count = 1 + ((2 if isinstance(operation, Product) else 1) if layer.learns else 0)
+        found |= {(operation, number) for number in range(count)}
     return frozenset(found)

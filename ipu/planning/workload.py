@@ -48,13 +48,67 @@ class Product:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Everything else: `passes` over so many elements."""
+    """Everything else: `passes` over so many elements; `single`: of single precision, whatever the others are."""
 
     elements: int
     passes: float
+    single: bool = False
 
 
-Operation = Union[Product, Sweep]
+@dataclasses.dataclass(frozen=True)
+class FusedAttention:
+    """Attention as an operator that keeps nothing of the scores; see `lowering/attention.cpp` of the custom operators.
+
+    Attributes:
+        groups: heads of all samples.
+        positions, width: of queries, keys and values.
+        chunks: parts of the queries, computed one after the other.
+    """
+
+    groups: int
+    positions: int
+    width: int
+    chunks: int
+
+    @property
+    def elements(self) -> int:
+        """Numbers that come out."""
+        return self.groups * self.positions * self.width
+
+    @property
+    def kept(self) -> int:
+        """Numbers that the backward pass needs: what comes out, and a logarithm of single precision a position."""
+        return self.elements + 2 * self.groups * self.positions
+
+    @property
+    def scratch(self) -> int:
+        """Bytes of a chunk's weights and of their gradient, in single precision."""
+        return 2 * 4 * self._scores.elements
+
+    @property
+    def forward(self) -> Tuple[Union[Product, Sweep], ...]:
+        """Scores; scaling, masking, softmax and rounding; values weighed."""
+        return (self._scores, Sweep(self._scores.elements, 7, single=True), self._of_queries) * self.chunks
+
+    @property
+    def backward(self) -> Tuple[Union[Product, Sweep], ...]:
+        """The weights once more from the scores; gradients of weights, scores, queries, and of keys and values."""
+        scores = self._scores
+        of_keys = Product(self.groups, self.positions, scores.rows, self.width)
+        added = Sweep(self.elements, 2, single=True)
+        products = (scores, scores, self._of_queries, of_keys, of_keys)
+        return (*products, added, added, Sweep(scores.elements, 11, single=True)) * self.chunks
+
+    @property
+    def _scores(self) -> Product:
+        return Product(self.groups, -(-self.positions // self.chunks), self.width, self.positions)
+
+    @property
+    def _of_queries(self) -> Product:
+        return Product(self.groups, self._scores.rows, self.positions, self.width)
+
+
+Operation = Union[Product, Sweep, FusedAttention]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,18 +134,25 @@ class Layer:
     @property
     def flops(self) -> int:
         """Operations of the forward pass, two for a multiply-add."""
-        return sum(operation.operations for operation in self.operations if isinstance(operation, Product))
+        parts = (o.forward if isinstance(o, FusedAttention) else (o,) for o in self.operations)
+        return sum(part.operations for several in parts for part in several if isinstance(part, Product))
 
     @property
     def activations(self) -> int:
         """Numbers that the forward pass makes and the backward pass needs; what takes one pass works in place."""
-        kept = (o for o in self.operations if isinstance(o, Product) or o.passes > 1)
-        return sum(operation.elements for operation in kept)
+        in_place = (o for o in self.operations if isinstance(o, Sweep) and o.passes <= 1)
+        every = sum(o.kept if isinstance(o, FusedAttention) else o.elements for o in self.operations)
+        return every - sum(operation.elements for operation in in_place)
 
     @property
     def largest(self) -> int:
         """Numbers of the largest result."""
         return max((operation.elements for operation in self.operations), default=0)
+
+    @property
+    def scratch(self) -> int:
+        """Bytes that an operator of our own needs for itself in the backward pass."""
+        return max((o.scratch for o in self.operations if isinstance(o, FusedAttention)), default=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
@@ -20,18 +21,22 @@ _PLANNED = frozenset(
     """.split()
 )
 _NEW_LINE = "\n"
-_custom_ops: Dict[Tuple[str, str, int], Implementation] = {}
+_custom_ops: Dict[Tuple[str, str, int], Tuple[Implementation, bool]] = {}
 
 
-def register_custom_op(name: str, domain: str, domain_version: int, implementation: Implementation) -> None:
+def register_custom_op(
+    name: str, domain: str, domain_version: int, implementation: Implementation, own_types: bool = False
+) -> None:
     """Say what a custom operator computes in the simulator, which has no compiled operators to load.
 
     Args:
         name, domain, domain_version: as in `custom_op`.
         implementation: takes the input tensors, then the attributes by keyword, and returns the output tensors;
             gradients go through it as through any PyTorch code.
+        own_types: halves come to it as torch.float16, and its outputs have the types that it gives them. Otherwise
+            halves come as float32, and where one input is half, so is every floating point output.
     """
-    _custom_ops[domain, name, domain_version] = implementation
+    _custom_ops[domain, name, domain_version] = (implementation, own_types)
 
 
 def identity_loss(x: Tensor, reduction: str) -> Tensor:
@@ -154,16 +159,18 @@ def custom_op(
     attributes = dict(attributes or {})
     _check_attributes(attributes)
     examples = list(example_outputs)
-    if active_tracer() is None:
+    tracer = active_tracer()
+    if tracer is None:
         return [torch.zeros_like(example) for example in examples]
     _check_range(attributes)
-    implementation = _custom_ops.get((domain, name, domain_version))
-    if implementation is None:
+    if (domain, name, domain_version) not in _custom_ops:
         raise python_error(
             f"no implementation of the custom operator {domain}.{name}:{domain_version}; tell the simulator what it "
             "computes: ipu.simulator.register_custom_op"
         )
-    results = _opaque(f"{domain}.{name}", lambda *tensors: implementation(*tensors, **attributes), inputs)
+    implementation, own_types = _custom_ops[domain, name, domain_version]
+    function = functools.partial(implementation, **attributes)
+    results = tracer.opaque(f"{domain}.{name}", function, inputs, own_types=own_types)
     for result, example in zip(results, examples):
         if result.shape != example.shape or result.dtype != example.dtype:
             raise python_error(

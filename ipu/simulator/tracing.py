@@ -174,6 +174,7 @@ class Tracer(TorchDispatchMode):
         function: Callable[..., Sequence[Tensor]],
         tensors: Sequence[Tensor],
         example: Optional[Callable[..., Sequence[Tensor]]] = None,
+        own_types: bool = False,
     ) -> List[Tensor]:
         """Write down a Python function of tensors as one operation.
 
@@ -182,12 +183,15 @@ class Tracer(TorchDispatchMode):
             function: called in every pass, with half values as float32.
             tensors: its arguments.
             example: called in place of it while the graph is made.
+            own_types: call it with half values as such, and leave its results the types that they have.
         """
-        half = any(tensor.dtype == torch.half for tensor in tensors)
+        half = not own_types and any(tensor.dtype == torch.half for tensor in tensors)
         with self.paused():
-            found = (example or function)(*(t.float() if t.dtype == torch.half else t for t in tensors))
+            given = tensors if own_types else [t.float() if t.dtype == torch.half else t for t in tensors]
+            found = (example or function)(*given)
             results = [r.clone().to(torch.half if half and r.is_floating_point() else r.dtype) for r in found]
-        self._write(name, function, tuple(tensors), {}, results)
+        in_passes = _of_carried(function, [tensor.dtype for tensor in tensors]) if own_types else function
+        self._write(name, in_passes, tuple(tensors), {}, results)
         return results
 
     def __torch_dispatch__(
@@ -414,6 +418,16 @@ def trace(
     graph.loss = _final_loss(tracer) if training else None
     stages.report()
     return graph, output, tracer.kept
+
+
+def _of_carried(function: Callable[..., Sequence[Tensor]], dtypes: Sequence[torch.dtype]) -> Callable[..., Any]:
+    """A function of tensors of these types as one of tensors as programs carry them, halves as float32."""
+
+    def call(*carried: Tensor) -> List[Tensor]:
+        found = function(*(t.half() if dtype == torch.half else t for t, dtype in zip(carried, dtypes)))
+        return [result.float() if result.dtype == torch.half else result for result in found]
+
+    return call
 
 
 def _note_outputs(tracer: Tracer, output: Any) -> None:

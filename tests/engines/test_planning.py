@@ -105,6 +105,22 @@ def test_layers_that_share_weights_stay_together_in_the_proposal(
         assert sorted(int(number) for number in split.split(",")) == [0, 0, 8, 8]
 
 
+def test_fused_attention_in_more_chunks_holds_less_and_takes_longer() -> None:
+    full = ("--config", "L16", "--attn-types", "full")
+    stock = plan_of(*full).plan
+    one, four = (plan_of(*full, "--fused-attention", "--attention-chunks", chunks).plan for chunks in ("1", "4"))
+    assert plan_of(*full, "--fused-attention").plan.memory == four.memory
+    assert four.memory[1].layer < one.memory[1].layer and four.memory[1].layer < stock.memory[1].layer
+    assert four.throughput < one.throughput < stock.throughput
+
+
+def test_the_plan_refuses_chunks_that_the_engine_refuses() -> None:
+    with pytest.raises(
+        OptionError, match="attention_chunks=5 does not divide the 336 positions .* take one of 1, 2, 3, 4, 6"
+    ):
+        plan_of("--config", "L16", "--fused-attention", "--attention-chunks", "5")
+
+
 def test_a_better_split_without_a_plan_and_products_without_memory_are_refused() -> None:
     with pytest.raises(OptionError, match="solve=true is a part of the plan; add --plan"):
         settings_of("--config", "L16", "--solve")

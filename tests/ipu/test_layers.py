@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ipu import open_poptorch
+from ipu.fused import FusedOptions
 from ipu.layers import (
     IpuLogits,
     IpuModel,
@@ -62,6 +63,25 @@ def test_the_cut_model_computes_what_the_plain_one_does(transformer: Dict[str, A
     assert None not in gradients.values()
     theirs = {name: p.grad for name, p in plain.named_parameters() if p.requires_grad}
     torch.testing.assert_close(plain_state(gradients), theirs, rtol=1e-4, atol=1e-7)  # type: ignore[arg-type]
+
+
+FUSED = FusedOptions(attention_chunks=2, embedding=True, layer_memory=(0.6, 0.6))
+
+
+@pytest.mark.parametrize("transformer", [model for model in MODELS if "share_input_output_emb" not in model], ids=str)
+def test_a_model_with_fused_operators_is_called_as_a_plain_module_and_has_the_plain_names(
+    transformer: Dict[str, Any],
+) -> None:
+    plain, model = cut(transformer, serialization_factor=4, fused=FUSED)
+    text, images = make_samples(3)
+    torch.testing.assert_close(model(text, images), plain(text, images), rtol=1e-5, atol=1e-6)
+    assert [name for name, _ in model.named_parameters()] == [f"model.{name}" for name, _ in plain.named_parameters()]
+
+
+def test_what_computes_with_fused_operators_can_be_copied() -> None:
+    dalle = cut(serialization_factor=2, fused=FUSED)[1].model.dalle
+    for module in (dalle.layers[0].attention, dalle.text_embedding):
+        assert copy.deepcopy(module).kernel is module.kernel
 
 
 def test_drawing_and_training_share_their_weights() -> None:

@@ -51,7 +51,7 @@ def test_mask_and_keys_are_those_of_the_definition(pattern: Pattern) -> None:
     for position in range(length):
         seen = seen_from(pattern, position)
         assert mask[position].nonzero().squeeze(1).tolist() == seen
-        assert pattern.keys(position).tolist() == seen
+        assert pattern.keys()[position].tolist() == seen
 
 
 def test_nobody_sees_later_positions_and_everybody_sees_itself(pattern: Pattern) -> None:
@@ -76,7 +76,7 @@ def test_the_mask_of_a_shorter_sequence_is_the_corner_of_the_whole_one(pattern: 
 @pytest.mark.parametrize("window", ["causal", "centered"])
 def test_a_window_of_one_pixel_holds_the_pixel_alone(window: str) -> None:
     pattern = Pattern("conv_like", Layout(1, 3, 3), kernel_size=1, window=window)
-    assert [pattern.keys(position).tolist() for position in (1, 5, 8)] == [[0, 1], [0, 5], [0, 8]]
+    assert [pattern.keys()[position].tolist() for position in (1, 5, 8)] == [[0, 1], [0, 5], [0, 8]]
 
 
 def test_sparse_blocks_are_drawn_from_their_seed_alone() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import List
+from typing import Any, List
 
 import pytest
 import torch
 
 from ipu.planning.dalle_workload import RELEASED_VQGAN, tokenizer_layer, workload_of_dalle
-from ipu.planning.workload import EMBEDDING, HEAD, LAYER, TOKENIZER, Layer, Product
+from ipu.planning.workload import EMBEDDING, HEAD, LAYER, TOKENIZER, FusedAttention, Layer, Product
 from models.dalle import Dalle
 from models.options import TransformerOptions
 from models.vae import DiscreteVAE
@@ -79,6 +79,34 @@ def test_axial_attention_counts_fewer_operations_than_full() -> None:
     assert flops("axial_row") == flops("axial_col") < flops("full") == flops("conv_like") == flops("sparse")
 
 
+def fused(chunks: int, **changes: Any) -> Layer:
+    options = TransformerOptions(attn_types=("axial_row",), **changes)
+    return workload_of_dalle(options, 8192, 1024, (16, 16), 2, attention_chunks=chunks).layers[1]
+
+
+def test_fused_attention_computes_all_scores_and_keeps_none() -> None:
+    stock = workload_of_dalle(FULL, 8192, 1024, (16, 16), 2).layers[1]
+    assert fused(4).flops == fused(1).flops == stock.flops
+    heads, positions, width = 2 * 16, 336, 64
+    out = heads * positions * width
+    # the stock form keeps scores and weights, and what their product gives
+    assert stock.activations - fused(4).activations == 2 * heads * positions**2 - 2 * heads * positions
+    assert stock.largest == heads * positions**2 and fused(4).largest == 2 * positions * 8 * 512 > out
+
+
+def test_fused_attention_holds_two_numbers_in_single_precision_for_each_score_of_a_chunk() -> None:
+    assert [fused(chunks).scratch for chunks in (1, 4, 336)] == [8 * 32 * 336 * rows for rows in (336, 84, 1)]
+
+
+def test_the_backward_pass_of_fused_attention_has_one_product_more_than_two_for_each() -> None:
+    (operation,) = (o for o in fused(4).operations if isinstance(o, FusedAttention))
+    forward, backward = (
+        [p.operations for p in parts if isinstance(p, Product)] for parts in (operation.forward, operation.backward)
+    )
+    assert len(forward) == 4 * 2 and len(backward) == 4 * 5
+    assert sum(backward) == 2.5 * sum(forward)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -93,6 +121,8 @@ def test_every_option_of_the_transformer_can_be_planned(changes: dict) -> None:
     options = TransformerOptions(**{**SMALL.__dict__, **changes})
     workload = workload_of_dalle(options, 50, 20, (4, 4), 2)
     model = Dalle(options, 50, 20, (4, 4))
+    chunked = workload_of_dalle(options, 50, 20, (4, 4), 2, attention_chunks=2)
+    assert [layer.parameters for layer in chunked.layers] == [layer.parameters for layer in workload.layers]
     assert sum(layer.parameters for layer in workload.layers) == sum(p.numel() for p in model.parameters())
     assert all(layer.flops for layer in workload.layers if layer.role == LAYER)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Callable, List
+from typing import Any, Callable, Iterator, List, Set, Tuple
 
 import pytest
 import torch
@@ -170,6 +170,55 @@ def test_a_registered_operator_computes_and_has_gradients(cube: Any) -> None:
     assert float(plain(torch.ones(1))) == 0  # on the host it gives its example, filled with zeros
     loss = trainingModel(plain, optimizer=torch.optim.SGD(plain.parameters(), lr=1.0))(torch.ones(1))
     assert float(loss) == 4 and plain.weight.tolist() == [2 - 0.5 * 3 * 4]
+
+
+class Sums(nn.Module):
+    """What an operator of two outputs computes of a weight in half precision: its cubes, and in float32 their sum."""
+
+    def __init__(self, example_type: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.5, 1000.0]).half())
+        self.example_type = example_type
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+        examples = [self.weight, x.new_zeros(1, dtype=self.example_type)]
+        cubes, total = poptorch.custom_op([self.weight, x], "Sum", "test.ops", 1, examples, {"by": 2.0})
+        return poptorch.identity_loss(cubes.float().sum() + total, "sum"), total
+
+
+@pytest.fixture
+def seen_types() -> Iterator[List[Set[torch.dtype]]]:
+    """The types that come to the operator of `Sums`, call by call."""
+    types: List[Set[torch.dtype]] = []
+
+    def implementation(x: Tensor, y: Tensor, by: float) -> List[Tensor]:
+        types.append({x.dtype, y.dtype})
+        return [x * by, (x.float() + y.float()).sum(dim=0, keepdim=True)]
+
+    poptorch.register_custom_op("Sum", "test.ops", 1, implementation, own_types=True)
+    yield types
+    del _custom_ops["test.ops", "Sum", 1]
+
+
+def test_an_operator_of_its_own_types_takes_halves_and_gives_single_precision(seen_types: Any) -> None:
+    loss, total = inferenceModel(Sums())(torch.tensor([0.125, 2**-10]).half())
+    assert total.dtype == torch.float32 and total.tolist() == [1001.625 + 2**-10]  # of which half precision has none
+    assert float(loss) == 2003 + float(total)
+    assert len(seen_types) == 2 and all(types == {torch.float16} for types in seen_types)
+
+
+def test_gradients_go_through_an_operator_of_its_own_types(seen_types: Any) -> None:
+    model = Sums()
+    training = trainingModel(model, optimizer=torch.optim.SGD(model.parameters(), lr=1.0))
+    training(torch.zeros(2).half())
+    training.copyWeightsToHost()
+    assert model.weight.dtype == torch.float16 and model.weight.tolist() == [1.5 - 3, 1000 - 3]
+    assert {torch.float16} in seen_types
+
+
+def test_an_example_of_another_type_than_an_operators_own_is_refused(seen_types: Any) -> None:
+    with pytest.raises(Error, match=r"gave \(1,\) torch.float32 where its example output is \(1,\) torch.float16"):
+        inferenceModel(Sums(torch.float16))(torch.zeros(2).half())
 
 
 def test_an_operator_has_to_give_what_its_example_says(cube: Any) -> None:
