@@ -3,6 +3,8 @@
 # make check      formatting, lint, types and the test suite
 # make test-sdk   the test suite on what Graphcore's SDK brings: make test-sdk PYTHON=python3.8
 # make test-peers our models beside the programs they replace, with copied weights
+# make bench      ours measured beside DALLE-pytorch: make bench [BENCH='training drawing']
+# make bench-gpu  the same on a GPU
 # make smoke-ipu  what to run first on a machine with IPUs: make smoke-ipu [ENGINE=ipu-sim] [PYTHON=...]
 # make custom_ops the fused operators for IPUs, with the SDK that is enabled
 # make host-ops   the same for the simulator, with a C++ compiler alone
@@ -21,7 +23,7 @@ export OMP_WAIT_POLICY ?= passive
 
 CXX_FILES = $(shell find custom_ops tests/custom_ops -name '*.[ch]pp')
 
-.PHONY: demo test check lint format test-sdk test-peers smoke-ipu custom_ops host-ops check-headers clean
+.PHONY: demo test check lint format test-sdk test-peers bench bench-gpu smoke-ipu custom_ops host-ops check-headers clean
 .PHONY: host-ops-for-tests
 
 demo: $(VENV)/core
@@ -53,6 +55,13 @@ test-sdk: $(SDK_VENV)/sdk
 
 test-peers: $(PEERS_VENV)/peers
 	$(PEERS_VENV)/bin/python -m pytest -q tests/peers/compare_*.py
+
+# Here threads wait as they do for users, who set nothing.
+bench: $(PEERS_VENV)/peers
+	env -u OMP_WAIT_POLICY $(PEERS_VENV)/bin/python -m bench $(BENCH)
+
+bench-gpu: $(PEERS_VENV)/peers
+	env -u OMP_WAIT_POLICY $(PEERS_VENV)/bin/python -m bench --device cuda $(BENCH)
 
 smoke-ipu:
 	@$(PYTHON) -c 'import pytest, torch' || { echo 'make smoke-ipu: install PopTorch, requirements.txt and pytest for $(PYTHON); see docs/ipu.md'; exit 2; }

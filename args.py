@@ -52,6 +52,15 @@ class Settings:
         """The options of one group."""
         return self._groups[group]  # type: ignore[return-value]
 
+    def check_paths(self) -> None:
+        """Look for the files and folders that the options name; see `Options.check_paths`.
+
+        Raises:
+            OptionError: one is not there.
+        """
+        for group in self._groups.values():
+            group.check_paths()
+
     def as_dict(self) -> Dict[str, Any]:
         """All options in plain containers, by name."""
         values: Dict[str, Any] = {}

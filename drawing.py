@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from bpe.tokenizer import Tokenizer
-from models.decoding import SamplingOptions, complete_text, draw_image_tokens, uniform_numbers
+from models.decoding import complete_text, draw_image_tokens, uniform_numbers
 from models.image_tokenizer import TextToImage
+from models.options import SamplingOptions
 from options import UserError
 
 _TEXT_SEED = 1 << 32  # keeps the numbers that complete a text apart from those that draw its picture

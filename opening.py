@@ -10,6 +10,8 @@ import torch
 from bpe.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_json
 from checkpoint import CheckpointError, find_checkpoint, identity, inference_weights, load_text_to_image
 from conversion import convert_dalle, convert_vae, naming, read_others, rebuild_image_tokenizer
+from data.encoded import EncodedFolder
+from data.encoded_format import IMAGE_TOKENIZER
 from models.build import build_image_tokenizer, describe_image_tokenizer
 from models.dalle_pytorch_format import is_dalle
 from models.image_tokenizer import ImageTokenizer, TextToImage
@@ -85,7 +87,10 @@ def open_vae(path: str) -> ImageTokenizer:
 
 
 def open_image_tokenizer(
-    options: TokenizerOptions, state: Optional[Dict[str, Any]], untrained: bool = False
+    options: TokenizerOptions,
+    state: Optional[Dict[str, Any]],
+    untrained: bool = False,
+    encoded: Optional[EncodedFolder] = None,
 ) -> ImageTokenizer:
     """The image tokenizer that the options name; of a checkpoint's contents, the one it was trained with.
 
@@ -93,12 +98,18 @@ def open_image_tokenizer(
         options: of the tokenizers.
         state: the checkpoint.
         untrained: take random weights where none are named: good enough for pictures made of random numbers.
+        encoded: pictures that were encoded; where none is named, the one that they were encoded with is taken.
 
     Raises:
         OptionError: two are named, or a released one is asked for and cannot be had.
         CheckpointError: the one that is named is not the checkpoint's.
+        DataError: it is not the one that the pictures were encoded with.
     """
     named = named_image_tokenizer(options)
+    if encoded is not None and state is None:
+        return _image_tokenizer_of(encoded, named, options)
+    if encoded is not None and state is not None:
+        encoded.check_image_tokenizer(state["image_tokenizer_identity"], "the checkpoint")
     if state is None:
         return named or (_untrained_image_tokenizer(options) if untrained else _released_image_tokenizer(options))
     if named is not None and identity(named) != state["image_tokenizer_identity"]:
@@ -110,7 +121,9 @@ def open_image_tokenizer(
     return build_image_tokenizer(state["image_tokenizer"])  # its weights come with the checkpoint
 
 
-def describe_named(options: TokenizerOptions, state: Optional[Mapping[str, Any]]) -> Dict[str, Any]:
+def describe_named(
+    options: TokenizerOptions, state: Optional[Mapping[str, Any]], encoded: Optional[EncodedFolder] = None
+) -> Dict[str, Any]:
     """The shape of the image tokenizer that `open_image_tokenizer` would open; nothing is downloaded for it.
 
     Raises:
@@ -118,6 +131,8 @@ def describe_named(options: TokenizerOptions, state: Optional[Mapping[str, Any]]
     """
     if state is not None:
         return state["image_tokenizer"]
+    if encoded is not None:
+        return encoded.encoding.image_tokenizer
     named = named_image_tokenizer(options)
     if named is not None:
         return describe_image_tokenizer(named)
@@ -138,6 +153,30 @@ def named_image_tokenizer(options: TokenizerOptions) -> Optional[ImageTokenizer]
         missing, given = ("vqgan_config_path", model) if model else ("vqgan_model_path", config)
         raise OptionError(f"{missing} is not set, and {given} alone is half a VQGAN; give weights and configuration")
     return None
+
+
+def _image_tokenizer_of(
+    encoded: EncodedFolder, named: Optional[ImageTokenizer], options: TokenizerOptions
+) -> ImageTokenizer:
+    """`named` if pictures were encoded with it; where it is none, the one that they were encoded with."""
+    if named is None:
+        return kept_image_tokenizer(encoded)
+    name = "vae_path" if options.vae_path else "vqgan_model_path"
+    encoded.check_image_tokenizer(identity(named), f"{name}={getattr(options, name)}")
+    return named
+
+
+def kept_image_tokenizer(encoded: EncodedFolder) -> ImageTokenizer:
+    """The image tokenizer that lies with encoded pictures.
+
+    Raises:
+        DataError: its file is missing or damaged.
+    """
+    path, weights = str(encoded.folder / IMAGE_TOKENIZER), encoded.image_tokenizer_weights
+    with naming(path):
+        kept = rebuild_image_tokenizer(encoded.encoding.image_tokenizer, weights)
+    encoded.check_image_tokenizer(identity(kept), path)
+    return kept
 
 
 def _untrained_image_tokenizer(options: TokenizerOptions) -> ImageTokenizer:
@@ -164,19 +203,46 @@ def _released_image_tokenizer(options: TokenizerOptions) -> ImageTokenizer:
         ) from None
 
 
-def open_tokenizer(options: TextTokenizerOptions, state: Optional[Mapping[str, Any]]) -> Tokenizer:
+def open_tokenizer(
+    options: TextTokenizerOptions, state: Optional[Mapping[str, Any]], encoded: Optional[EncodedFolder] = None
+) -> Tokenizer:
     """The text tokenizer that the options name; of a checkpoint's contents, the one it was trained with.
+
+    Args:
+        options: of the tokenizer.
+        state: the checkpoint.
+        encoded: pictures that were encoded; where none is named, the one of their captions is taken.
 
     Raises:
         OptionError: it cannot be opened.
         CheckpointError: the one that is named is not the checkpoint's.
+        DataError: it is not the one that the captions were encoded with.
     """
+    tokenizer = _open_tokenizer(options, state, encoded)
+    if encoded is not None:
+        encoded.check_tokenizer(tokenizer.identity, _origin(options, state))
+    return tokenizer
+
+
+def _open_tokenizer(
+    options: TextTokenizerOptions, state: Optional[Mapping[str, Any]], encoded: Optional[EncodedFolder]
+) -> Tokenizer:
+    is_named = options.bpe_path or options.chinese
+    if state is None and encoded is not None and not is_named:
+        return encoded.tokenizer
     if state is None:
         return load_tokenizer(options.bpe_path, options.chinese, options.hug)
     tokenizer = tokenizer_from_json(state["tokenizer"])
-    if options.bpe_path or options.chinese:
+    if is_named:
         named = load_tokenizer(options.bpe_path, options.chinese, options.hug)
         if named.identity != tokenizer.identity:
-            what = f"bpe_path={options.bpe_path}" if options.bpe_path else "chinese=True"
+            what = _origin(options, None)
             raise CheckpointError(f"{what} is not the vocabulary that the checkpoint was trained with; leave it out")
     return tokenizer
+
+
+def _origin(options: TextTokenizerOptions, state: Optional[Mapping[str, Any]]) -> str:
+    """What the text tokenizer comes from, as the user knows it."""
+    if state is not None:
+        return "the checkpoint"
+    return f"bpe_path={options.bpe_path}" if options.bpe_path or not options.chinese else "chinese=True"

@@ -33,10 +33,17 @@ def parameter_groups(model: nn.Module, options: TrainingOptions) -> List[Dict[st
 
 
 def make_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
-    """The optimizer over the trainable parameters."""
+    """The optimizer over the trainable parameters.
+
+    In one pass over weights, gradients and moments where torch has it for their device (for CPUs from 2.4 on); else in
+    several, which need memory for temporary values as large as the weights.
+    """
     kind = getattr(torch.optim, options.optimizer)
-    betas = (FIRST_MOMENT_DECAY, options.adam_beta2)
-    return kind(parameter_groups(model, options), lr=options.learning_rate, betas=betas, eps=EPSILON, foreach=True)
+    groups, betas = parameter_groups(model, options), (FIRST_MOMENT_DECAY, options.adam_beta2)
+    settings: Dict[str, Any] = {"lr": options.learning_rate, "betas": betas, "eps": EPSILON}
+    on_gpu = all(parameter.is_cuda for _, parameter in trainable_parameters(model))
+    fused = on_gpu or torch.__version__ >= "2.4"
+    return kind(groups, **{"fused" if fused else "foreach": True}, **settings)
 
 
 def named_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> Dict[str, Dict[str, Tensor]]:
@@ -56,14 +63,15 @@ def load_named_optimizer_state(
         UserError: the state belongs to other parameters.
     """
     parameters = dict(trainable_parameters(model))
+    fused = bool(optimizer.defaults.get("fused"))
     if not set(state) <= set(parameters):
         strange = sorted(set(state) - set(parameters))[0]
         raise UserError(f"the optimizer's state and the model differ in {strange!r}; resume with the run's own options")
     for name, values in state.items():
         parameter = parameters[name]
         optimizer.state[parameter] = {
-            # Adam counts its steps in a tensor on the CPU
-            key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
+            # unless it is fused, Adam counts its steps in a tensor on the CPU
+            key: value.to("cpu" if key == "step" and not fused else parameter.device, copy=True)
             for key, value in values.items()
         }
 

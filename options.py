@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from typing import Any, Dict, Optional, Sequence, Tuple, Union, get_type_hints
 
 LARGEST_SEED = 2**62
@@ -33,6 +34,7 @@ def option(
     minimum: Optional[Number] = None,
     maximum: Optional[Number] = None,
     aliases: Sequence[str] = (),
+    path: bool = False,
 ) -> Any:
     """Declare an option as the default of a dataclass field.
 
@@ -42,6 +44,7 @@ def option(
         choices: the only values admitted; for an option that holds several, the only members admitted.
         minimum, maximum: inclusive bounds; for an option that holds several, of every member.
         aliases: further names accepted in YAML and on the command line.
+        path: the value names a file or folder that has to be there; see `Options.check_paths`.
     """
     metadata = {
         "help": help,
@@ -49,6 +52,7 @@ def option(
         "minimum": minimum,
         "maximum": maximum,
         "aliases": tuple(aliases),
+        "path": path,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -61,6 +65,20 @@ class Options:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = convert(field, hints[field.name], getattr(self, field.name))
             object.__setattr__(self, field.name, value)
+
+    def check_paths(self) -> None:
+        """Look for the files and folders that the options name: a command does, before anything slow begins.
+
+        Raises:
+            OptionError: one is not there.
+        """
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if not field.metadata["path"] or value is None:
+                continue
+            place = os.path.abspath(os.path.expanduser(value))
+            if not os.path.exists(place):
+                raise OptionError(f"{field.name}={value} does not exist; check the path (looked for {place})")
 
 
 def plain_values(options: Options) -> Dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import List, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
 
 _GAP = 8  # pixels between the cells of a grid
 _LINE = 13  # pixels of a line of text
@@ -19,6 +18,8 @@ _PAPER, _INK = (255, 255, 255), (40, 40, 46)
 
 def to_images(pictures: Tensor) -> List[Image.Image]:
     """Tensors (B, C, H, W) in 0..1 to Pillow images."""
+    from torchvision.transforms.functional import to_pil_image  # takes a second, and not every run shows pictures
+
     return [to_pil_image(picture).convert("RGB") for picture in pictures.float().clamp(0, 1).cpu()]
 
 

@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Optional
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from data.images import BadImage, center_square_crop, load_image, to_tensor
+from commands.options import PrimingOptions
+from data.images import BadImage
+from data.pixels import center_square_crop, load_pixels
 from models.decoding import PRIMED_SHARE, TO_DRAW
-from models.image_tokenizer import ImageTokenizer
-from options import OptionError, Options, option
+from models.image_tokenizer import ImageTokenizer, as_unit_range
+from options import OptionError
 
 _REDRAWN = 0.5  # brightness of a mask from which on a pixel is drawn anew
-
-
-@dataclasses.dataclass(frozen=True)
-class PrimingOptions(Options):
-    """A picture to begin with."""
-
-    prime: Optional[str] = option(None, "picture to begin with; its largest square in the middle is taken")
-    prime_rows: Optional[int] = option(
-        None, "rows of image tokens to keep of it (none: 14 of 32; with prime_mask, all)", minimum=0
-    )
-    prime_mask: Optional[str] = option(
-        None, "picture of the same shape: what is white in it is drawn anew, what is black is kept"
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("prime_rows", "prime_mask"):
-            if self.prime is None and getattr(self, name) is not None:
-                raise OptionError(f"{name}={getattr(self, name)} says what to keep of a picture; name it with --prime")
 
 
 def known_tokens(options: PrimingOptions, image_tokenizer: ImageTokenizer) -> Optional[Tensor]:
@@ -53,11 +34,11 @@ def known_tokens(options: PrimingOptions, image_tokenizer: ImageTokenizer) -> Op
     picture = _open("prime", options.prime, size)
     weight = next(image_tokenizer.parameters())
     with torch.no_grad():
-        codes = image_tokenizer.encode(to_tensor(picture, byteio=False)[None].to(weight.device))[0].cpu()
+        codes = image_tokenizer.encode(picture[None].to(weight.device))[0].cpu()
     drawn = torch.zeros(rows, columns, dtype=torch.bool)
     kept_rows = options.prime_rows
     if options.prime_mask is not None:
-        white = to_tensor(_open("prime_mask", options.prime_mask, size), byteio=False).mean(dim=0)  # (H, W)
+        white = as_unit_range(_open("prime_mask", options.prime_mask, size)).mean(dim=0)  # (H, W)
         drawn |= F.adaptive_max_pool2d(white[None], (rows, columns))[0] >= _REDRAWN
     elif kept_rows is None:
         kept_rows = int(PRIMED_SHARE * rows)
@@ -71,8 +52,9 @@ def known_tokens(options: PrimingOptions, image_tokenizer: ImageTokenizer) -> Op
     return torch.where(drawn.flatten(), TO_DRAW, codes)
 
 
-def _open(name: str, path: str, size: int) -> Image.Image:
+def _open(name: str, path: str, size: int) -> Tensor:
+    """The largest square in the middle of a picture file, uint8 (3, size, size)."""
     try:
-        return center_square_crop(load_image(Path(path).expanduser())[0], size)
+        return center_square_crop(load_pixels(Path(path).expanduser())[0], size)
     except (BadImage, OSError) as error:
         raise OptionError(f"{name}={path} cannot be read as a picture ({error}); give another file") from None

@@ -8,7 +8,6 @@ Legend: n pictures, I image tokens, C channels, H W picture.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import pickle
 from typing import Any, Callable, List, Optional, Protocol, Tuple
@@ -19,57 +18,15 @@ from torch import Tensor
 
 from bpe.tokenizer import Tokenizer
 from checkpoint import load_clip
+from commands.options import RankingOptions
 from drawing import encode_prompt
 from models.clip import Clip
 from models.decoding import log_likelihood
 from models.image_tokenizer import TextToImage
-from options import OptionError, Options, option
+from options import OptionError
 from pictures import to_images
 
-RANKERS = ("none", "likelihood", "clip", "open_clip")
 _ENOUGH_TEXT = 200  # of what open_clip says went wrong
-
-
-@dataclasses.dataclass(frozen=True)
-class RankingOptions(Options):
-    """Which of the drawn pictures are kept."""
-
-    ranker: str = option(
-        "none",
-        "what puts the pictures of a prompt in order, the best first: none, likelihood (the model itself), clip (of "
-        "train_clip.py), open_clip (a pretrained one)",
-        choices=RANKERS,
-    )
-    keep: Optional[int] = option(None, "pictures of each prompt to keep, the best (none: all)", minimum=1)
-    clip_path: Optional[str] = option(None, "for clip: checkpoint of train_clip.py, or the folder of its run")
-    open_clip_model: str = option("ViT-B-32", "for open_clip: its name of the model")
-    open_clip_pretrained: str = option("laion2b_s34b_b79k", "for open_clip: its name of the weights, or their file")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.ranker == "clip" and self.clip_path is None:
-            raise OptionError(
-                "ranker=clip needs clip_path; give a checkpoint of train_clip.py, or the folder of its run"
-            )
-        if self.ranker != "clip" and self.clip_path is not None:
-            raise OptionError(
-                f"clip_path={self.clip_path} has no use with ranker={self.ranker}; add --ranker clip, or leave it out"
-            )
-        if self.ranker == "none" and self.keep is not None:
-            raise OptionError(
-                f"keep={self.keep} keeps the best, and ranker=none knows no better ones; add --ranker "
-                f"{', '.join(RANKERS[1:])}, or draw fewer with --num-images"
-            )
-
-    def kept(self, num_images: int) -> int:
-        """How many of `num_images` pictures are kept.
-
-        Raises:
-            OptionError: more than there are.
-        """
-        if self.keep is not None and self.keep > num_images:
-            raise OptionError(f"keep={self.keep} is more than num_images={num_images}; lower it, or draw more")
-        return self.keep or num_images
 
 
 class Ranker(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import signal
 import time
@@ -20,7 +21,7 @@ from data.datasets import DatasetOpener
 from data.options import DataOptions
 from data.report import DataReport
 from engines.base import Engine, as_inputs
-from engines.options import TrainingOptions
+from engines.options import IPU_ENGINES, TrainingOptions
 from engines.sampler import steps_per_epoch
 from log import Log, LogOptions, Throughput
 from metrics import Mean
@@ -337,7 +338,11 @@ def _refuse_to_mix(logs: LogOptions, folder: Optional[CheckpointFolder], begin: 
 
 
 def dataset_opener(data: DataOptions, training: TrainingOptions, logs: LogOptions, report: DataReport) -> DatasetOpener:
-    """What opens the datasets of a run."""
+    """What opens the datasets of a run; to other engines than IPUs pictures always travel as bytes.
+
+    They scale a whole micro batch at once, to the same numbers.
+    """
+    data = dataclasses.replace(data, byteio=data.byteio or training.engine not in IPU_ENGINES)
     generated = _GENERATED_STEPS * training.global_batch
     return DatasetOpener(data, report, training.random_seed, Path(logs.output_dir), logs.validation_samples, generated)
 

@@ -1,7 +1,10 @@
 """Look a dataset over before training: `python -m data.check DATASET`, or shards: `... SHARDS --wds img,cap`.
 
 Says how many pairs and captions there are, what would be skipped and why, how large the images and how long the
-captions are, and what occurs twice. The exit status is 0 when training would skip nothing, otherwise 1.
+captions are, and what occurs twice; of encoded pictures, whether they are whole. The exit status is 0 when training
+would skip nothing, otherwise 1.
+
+What needs torch is imported where it is used: most of this does not, and starts at once.
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ from data.captions import Pair, Tokenizer
 from data.images import BadImage, load_image
 from data.options import DataOptions
 from data.pairs import open_pairs
+from data.places import is_encoded
 from data.report import DataReport
-from data.shard_samples import parse_captions
 
 _AT_ONCE = 512  # samples of shards
 _BINS = 10
@@ -68,6 +71,8 @@ def inspect_shards(
     Raises:
         DataError: a shard is refused.
     """
+    from data.shard_samples import parse_captions
+
     pairs: List[Pair] = []
     pictures: List[Picture] = []
     read = ((shard, sample) for shard in shards for sample in read_shard(shard, keys, report.skip))
@@ -111,9 +116,13 @@ def describe_pictures(pictures: Sequence[Picture]) -> List[str]:
 
 
 def describe_tokens(pairs: Sequence[Pair], tokenizer: Tokenizer, text_seq_len: int) -> List[str]:
-    """Draw the histogram of caption lengths in tokens, and say how many are above `text_seq_len`."""
+    """As `describe_lengths`, of the captions of pairs."""
     captions = [caption for pair in pairs for caption in pair.captions]
-    lengths = [len(ids) for ids in tokenizer.encode_batch(captions)]
+    return describe_lengths([len(ids) for ids in tokenizer.encode_batch(captions)], text_seq_len)
+
+
+def describe_lengths(lengths: Sequence[int], text_seq_len: int) -> List[str]:
+    """Draw the histogram of caption lengths in tokens, and say how many are above `text_seq_len`."""
     width = max(lengths) // _BINS + 1
     bins = collections.Counter(length // width for length in lengths)
     lines = [f"tokens a caption: {_spread(lengths)}"]
@@ -122,6 +131,24 @@ def describe_tokens(pairs: Sequence[Pair], tokenizer: Tokenizer, text_seq_len: i
         lines.append(f"{number * width:6}-{(number + 1) * width - 1:<5}{bins[number]:8} {bar}".rstrip())
     over = sum(length > text_seq_len for length in lengths)
     return lines + [f"captions over text_seq_len={text_seq_len}: {over} of {len(lengths)} ({over / len(lengths):.1%})"]
+
+
+def inspect_encoded(folder: str, text_seq_len: int) -> List[str]:
+    """Say what a folder of encoded pictures holds.
+
+    Raises:
+        DataError: it is not whole.
+    """
+    from data.encoded import EncodedFolder
+    from data.encoded_format import describe_splits, verify_shard
+
+    encoded = EncodedFolder(folder, "dataset")
+    lengths: List[int] = []
+    for split, shards in encoded.manifest.shards.items():
+        for shard in shards.values():
+            lengths += verify_shard(encoded.folder, shard, encoded.encoding, split).starts.diff().tolist()
+    skipped = [f"skipped {count} when they were encoded: {kind}" for kind, count in encoded.manifest.skipped.items()]
+    return [*describe_splits(encoded.manifest), *describe_lengths(lengths, text_seq_len), *skipped]
 
 
 def _spread(values: Iterable[int]) -> str:
@@ -137,6 +164,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     report = DataReport(args.report)
     workers = max(args.workers, 1)
     try:
+        if is_encoded(args.dataset):
+            print("\n".join([*inspect_encoded(args.dataset, args.text_seq_len), "all of it is whole"]))
+            return 0
         options = DataOptions(
             input_folder=args.dataset,
             captions_folder=args.captions_folder,
@@ -164,7 +194,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m data.check", description="Look a dataset over before training.")
-    parser.add_argument("dataset", help="folder of images and captions, or one in COCO's layout; with --wds, shards")
+    parser.add_argument("dataset", help="folder of pictures, encoded ones or not; with --wds, shards")
     parser.add_argument("--captions-folder", help="folder of caption files, when they do not lie with the images")
     parser.add_argument("--annotations", help="COCO caption JSON of the images in the dataset's folder")
     parser.add_argument("--wds", default="", help="the dataset is shards: keys of image and captions, such as img,cap")

@@ -9,16 +9,16 @@ import itertools
 import math
 import random
 from pathlib import Path
-from typing import Any, BinaryIO, Sequence, Tuple, Union
+from typing import Any, BinaryIO, List, Sequence, Tuple, Union
 
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.captions import CaptionTable
-from data.images import MODES, BadImage, center_square_crop, load_image, random_square_crop, to_tensor
+from data.caption_table import CaptionTable
+from data.images import MODES, BadImage
 from data.options import DataOptions
 from data.pairs import Pair
+from data.pixels import center_square_crop, load_pixels, random_square_crop
 from data.report import DataError, DataReport
 
 Key = Union[int, Tuple[int, int]]  # (epoch, index), or an index in epoch 0
@@ -42,6 +42,7 @@ class PictureReader:
         self.image_size = image_size
         self.report = report
         self.augment = augment
+        self.channels = channels
         self.mode = MODES[channels]
         # As many pixels as the smallest crop needs, so that a reduced JPEG is still scaled down, never up.
         self._enough = math.ceil(image_size / math.sqrt(options.random_resize_crop_lower_ratio))
@@ -52,15 +53,20 @@ class PictureReader:
         Raises:
             BadImage: it cannot be used.
         """
-        image, mode = load_image(source, self.options.min_image_side, self._enough, self.mode)
+        return self.read_crops(source, place, [rng])[0]
+
+    def read_crops(self, source: Union[str, BinaryIO], place: str, rngs: Sequence[random.Random]) -> List[Tensor]:
+        """As `read`, once for each of several generators; the file is decoded once."""
+        pixels, mode = load_pixels(source, self.options.min_image_side, self._enough, self.mode)
         if mode != self.mode:
             self.report.note(f"image converted from mode {mode}", path=place)
-        return to_tensor(self._crop(image, rng), self.options.byteio)
+        crops = [self._crop(pixels, rng) for rng in rngs]
+        return crops if self.options.byteio else [crop.float() / 255 for crop in crops]
 
-    def _crop(self, image: Image.Image, rng: random.Random) -> Image.Image:
+    def _crop(self, pixels: Tensor, rng: random.Random) -> Tensor:
         if not self.augment:
-            return center_square_crop(image, self.image_size)
-        return random_square_crop(image, self.image_size, self.options.random_resize_crop_lower_ratio, rng)
+            return center_square_crop(pixels, self.image_size)
+        return random_square_crop(pixels, self.image_size, self.options.random_resize_crop_lower_ratio, rng)
 
 
 class SampleDataset(Dataset):  # type: ignore[type-arg]

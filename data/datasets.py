@@ -9,11 +9,13 @@ from typing import Any, List, NamedTuple, Optional, Union
 from torch.utils.data import Dataset
 
 from bpe.tokenizer import Tokenizer
-from data.captions import CaptionTable
+from data.caption_table import CaptionTable
 from data.dataset import ImageDataset, PictureReader, TextImageDataset
+from data.encoded import EncodedFolder
 from data.generated import GeneratedImages, GeneratedTextImages
 from data.options import DataOptions
 from data.pairs import open_images, open_pairs
+from data.places import is_encoded
 from data.report import DataReport
 from data.shard_samples import CaptionReader, SampleReader
 from data.shards import ShardDataset, ShardStream, open_shards, open_validation_shards
@@ -103,6 +105,28 @@ class DatasetOpener:
         captions = [pair.captions[0] for pair in shown[:: max(len(shown) // SHOWN, 1)][:SHOWN]]
         return Datasets(datasets[0], datasets[1] if held_out else None, captions)
 
+    def text_codes(self, encoded: EncodedFolder, text_seq_len: int) -> Datasets:
+        """Ids (text_seq_len,) of captions with the codes (I,) of encoded pictures.
+
+        Raises:
+            DataError: they cannot be used.
+            OptionError: an option asks for something else than what was encoded.
+        """
+        options, how = self.options, (text_seq_len, self.report, self.seed, self.options.truncate_captions)
+        validation = encoded.dataset("validation", *how)
+        if options.validation_folder is not None:
+            apart = EncodedFolder(options.validation_folder, "validation_folder")
+            apart.check_same(encoded)
+            validation = apart.dataset("train", *how)
+        if options.validation_share and validation is None:
+            raise OptionError(
+                f"validation_share={options.validation_share} cannot be taken from encoded pictures; encode them with "
+                f"--validation-share {options.validation_share}, or leave it out"
+            )
+        train = encoded.dataset("train", *how)
+        assert train is not None, "nothing is encoded without pictures to train on"
+        return Datasets(train, validation, (validation or train).captions(SHOWN))
+
     def _shards(self, image_size: int, channels: int, texts: Optional[CaptionReader]) -> Datasets:
         train, held_out = (
             SampleReader(PictureReader(self.options, image_size, self.report, augment, channels), texts)
@@ -111,6 +135,25 @@ class DatasetOpener:
         dataset = open_shards(self.options, train, self.report, self.seed, self.folder)
         validation = open_validation_shards(self.options, held_out, self.report, self.folder, self.validation_samples)
         return Datasets(dataset, validation, (validation or as_stored(dataset, SHOWN)).prompts(SHOWN) if texts else [])
+
+
+def open_encoded(options: DataOptions) -> Optional[EncodedFolder]:
+    """The encoded pictures that `input_folder` names; None: it names pictures.
+
+    Raises:
+        DataError: they cannot be used.
+        OptionError: an option asks for pictures as well.
+    """
+    if options.generated_data or not is_encoded(options.input_folder):
+        return None
+    for name in ("wds", "captions_folder", "annotations"):
+        if getattr(options, name):
+            raise OptionError(
+                f"{name} says how pictures are read, and input_folder={options.input_folder} holds encoded ones; leave "
+                f"{name} out"
+            )
+    assert options.input_folder is not None
+    return EncodedFolder(options.input_folder)
 
 
 def as_stored(dataset: Union[Dataset[Any], ShardDataset, ShardStream], count: int) -> Any:

@@ -140,7 +140,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m data.demo", description="Draw the demo set.")
     for field in dataclasses.fields(DemoOptions):
         name = "--" + field.name.replace("_", "-")
-        parser.add_argument(name, default=field.default, help=f"{field.metadata['help']} (default: {field.default})")
+        text = f"{field.metadata['help']} (default: {field.default})".replace("%", "%%")
+        parser.add_argument(name, default=field.default, help=text)
     try:
         options = DemoOptions(**vars(parser.parse_args(arguments)))
         draw_demo_set(options)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
-import random
+import contextlib
 import warnings
 from pathlib import Path
-from typing import BinaryIO, FrozenSet, List, Optional, Tuple, Union
+from typing import BinaryIO, FrozenSet, Iterator, List, Optional, Tuple, Union
 
-import torch
 from PIL import Image
-from torch import Tensor
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name of a picture of so many channels
 EMPTY_FILE = "empty image file"
+
+_LIKELIEST = "JPEG"  # tried first: some of the others read a good deal before they know that a file is not theirs
 
 # Pillow recognises these without being able to decode them, or (EPS) runs another program on them.
 _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -67,18 +66,20 @@ def load_image(
     Raises:
         BadImage: it is no image, damaged, too small, or so large that decoding it could exhaust the memory.
     """
+    with opened_image(path, min_side) as image:
+        stored = image.mode
+        return decode_image(image, enough, mode), stored
+
+
+@contextlib.contextmanager
+def opened_image(path: Union[str, Path, BinaryIO], min_side: int) -> Iterator[Image.Image]:
+    """A file whose header has been read; what goes wrong with it within the block is a `BadImage`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata; the size is checked below
-            with Image.open(path, formats=image_formats()) as image:
-                stored = image.mode
+            with Image.open(path, formats=[_LIKELIEST, *image_formats()]) as image:
                 _check_size(image, min_side)
-                if enough is not None:
-                    image.draft(None, (enough, enough))
-                image.load()
-                turn = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
-                converted = _convert(image, mode)
-                return (converted if turn is None else converted.transpose(turn)), stored
+                yield image
     except BadImage:
         raise
     except Image.DecompressionBombError as error:
@@ -89,32 +90,23 @@ def load_image(
         ) from None
 
 
-def random_square_crop(image: Image.Image, size: int, lower_ratio: float, rng: random.Random) -> Image.Image:
-    """Cut a square that keeps between `lower_ratio` and all of the largest one's area; scale it to `size` pixels."""
-    shorter = min(image.size)
-    side = max(1, round(shorter * math.sqrt(rng.uniform(lower_ratio, 1))))
-    return _cut(image, rng.randint(0, image.width - side), rng.randint(0, image.height - side), side, size)
+def decode_image(image: Image.Image, enough: Optional[int], mode: str) -> Image.Image:
+    """The upright picture of an opened file; see `load_image`."""
+    if enough is not None:
+        image.draft(None, (enough, enough))
+    image.load()
+    turn = turn_upright(image)
+    converted = _convert(image, mode)
+    return converted if turn is None else converted.transpose(turn)
 
 
-def center_square_crop(image: Image.Image, size: int) -> Image.Image:
-    """Cut the largest square in the middle and scale it to `size` pixels."""
-    side = min(image.size)
-    return _cut(image, (image.width - side) // 2, (image.height - side) // 2, side, size)
-
-
-def to_tensor(image: Image.Image, byteio: bool) -> Tensor:
-    """Return a picture of one of `MODES` as (C, Y, X): uint8 when `byteio`, otherwise float32 in 0..1."""
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    pixels = pixels.view(image.height, image.width, -1).permute(2, 0, 1).contiguous()
-    return pixels if byteio else pixels.float() / 255
+def turn_upright(image: Image.Image) -> Optional[Image.Transpose]:
+    """How an opened file has to be turned, by what the camera noted; None: not at all."""
+    return _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
 
 
 def _is_empty(path: Union[str, Path, BinaryIO]) -> bool:
     return isinstance(path, (str, Path)) and Path(path).is_file() and not Path(path).stat().st_size
-
-
-def _cut(image: Image.Image, left: int, top: int, side: int, size: int) -> Image.Image:
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
 
 
 def _check_size(image: Image.Image, min_side: int) -> None:

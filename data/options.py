@@ -16,16 +16,21 @@ class DataOptions(Options):
         None,
         "dataset: a folder of images and captions, or one in COCO's layout; with wds, shards",
         aliases=("image_text_folder", "image_folder"),
+        path=True,
     )
     wds: Tuple[str, ...] = option(
         (), "read WebDataset shards: the keys of image and captions in them, such as img,cap (images only: img)"
     )
     captions_folder: Optional[str] = option(
-        None, "folder of caption files, when they do not lie with the images; matched by relative path and stem"
+        None,
+        "folder of caption files, when they do not lie with the images; matched by relative path and stem",
+        path=True,
     )
-    annotations: Optional[str] = option(None, "COCO caption JSON; input_folder then holds the images it names")
+    annotations: Optional[str] = option(
+        None, "COCO caption JSON; input_folder then holds the images it names", path=True
+    )
     validation_folder: Optional[str] = option(
-        None, "dataset for the validation loss (none: the val split of a COCO layout, or validation_share)"
+        None, "dataset for the validation loss (none: the val split of a COCO layout, or validation_share)", path=True
     )
     validation_share: float = option(
         0.0, "share of the pairs set apart for validation when there is no split of its own", minimum=0, maximum=0.5
@@ -38,7 +43,9 @@ class DataOptions(Options):
         maximum=1,
         aliases=("resize_ratio",),
     )
-    byteio: bool = option(False, "let images travel as bytes and scale them to 0..1 on the device")
+    byteio: bool = option(
+        False, "let images travel to IPUs as bytes, scaled to 0..1 there (to other devices they always do)"
+    )
     max_bad_share: float = option(
         0.01, "share of the dataset that may be skipped as unusable before training stops", minimum=0, maximum=1
     )
@@ -55,6 +62,11 @@ class DataOptions(Options):
     epoch_samples: Optional[int] = option(
         None, "samples of one epoch of shards (none: counted, which only local ones can be)", minimum=1
     )
+
+    def check_paths(self) -> None:
+        """See `Options`; shards may lie anywhere, and generated data needs none."""
+        if not self.wds and not self.generated_data:
+            super().check_paths()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, List
 
 from data.captions import Pair
 from data.coco import read_coco
 from data.folder import SIBLING, list_files, read_folder
 from data.options import DataOptions
+from data.places import named_folder, named_path
 from data.report import DataError, DataReport
 
 __all__ = ["Pair", "open_images", "open_pairs"]
@@ -29,13 +30,13 @@ def open_pairs(options: DataOptions, split: str, report: DataReport) -> List[Pai
         DataError: a folder is missing, or holds no pair.
     """
     if split == "validation" and options.validation_folder is not None:
-        folder = _folder("validation_folder", options.validation_folder)
+        folder = named_folder("validation_folder", options.validation_folder)
         return _any(_read_layout(folder, "", report), folder, report)
-    root = _folder("input_folder", options.input_folder)
+    root = named_folder("input_folder", options.input_folder)
     if options.annotations is not None:
-        pairs = read_coco(_path("annotations", options.annotations), root, report)
+        pairs = read_coco(named_path("annotations", options.annotations), root, report)
     elif options.captions_folder is not None:
-        pairs = read_folder(root, _folder("captions_folder", options.captions_folder), report)
+        pairs = read_folder(root, named_folder("captions_folder", options.captions_folder), report)
     elif split == "validation" and _splits(root, "val"):
         return _read_layout(root, "val", report)
     else:
@@ -47,30 +48,14 @@ def open_pairs(options: DataOptions, split: str, report: DataReport) -> List[Pai
 def open_images(options: DataOptions, split: str, report: DataReport) -> List[Path]:
     """Return the images of `split`, captions or not, sorted by path; options and errors are those of `open_pairs`."""
     if split == "validation" and options.validation_folder is not None:
-        return list_files(_folder("validation_folder", options.validation_folder), report)[0]
-    root = _folder("input_folder", options.input_folder)
+        return list_files(named_folder("validation_folder", options.validation_folder), report)[0]
+    root = named_folder("input_folder", options.input_folder)
     if split == "validation" and _splits(root, "val"):
         return _images_of(_splits(root, "val"), report)
     images = _images_of(_splits(root, "train"), report) or list_files(root, report)[0]
     if not images:
         raise DataError(f"input_folder={root} holds no image; give a folder with images")
     return [image for image in images if _is_in(split, image, root, options.validation_share)]
-
-
-def _path(name: str, value: Optional[str]) -> Path:
-    if value is None:
-        raise DataError(f"{name} is not set; give the dataset's folder with --{name.replace('_', '-')}")
-    path = Path(os.path.abspath(os.path.expanduser(value)))
-    if not path.exists():
-        raise DataError(f"{name}={value} does not exist; check the path (looked for {path})")
-    return path
-
-
-def _folder(name: str, value: Optional[str]) -> Path:
-    path = _path(name, value)
-    if not path.is_dir():
-        raise DataError(f"{name}={value} is no folder; give the folder that holds the files")
-    return path
 
 
 def _splits(root: Path, prefix: str) -> Dict[Path, Path]:

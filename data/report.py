@@ -57,6 +57,13 @@ class DataReport:
         """Record `n` things mended rather than skipped; with a `path`, once a file however often it is said."""
         self._append({"note": kind, "path": _absolute(path) if path else "", "n": n})
 
+    def move(self, path: PathLike) -> None:
+        """Keep the account at `path` from now on, going on with what that says already; the old file stays."""
+        entries = [json.loads(line) for line in self.path.read_bytes().splitlines()]
+        vars(self).update(vars(DataReport(path)))
+        for entry in entries:
+            self._append(entry)
+
     def refresh(self) -> None:
         """Read what any process has appended since the last time."""
         with self.path.open("rb") as file:

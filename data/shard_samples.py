@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import random
-from typing import Any, List, Optional, Sequence
+from array import array
+from typing import Any, Dict, List, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -16,11 +17,15 @@ from data.dataset import PictureReader
 from data.images import BadImage
 from data.report import DataReport
 
+_REMEMBERED, _LONGEST = 2**16, 512  # captions whose ids a process keeps, some 25 MiB, and characters of one
 _CAPTION_FIELDS = ("caption", "captions", "text", "TEXT")  # of a JSON object, the first that is there
 
 
 class CaptionReader:
     """Makes token ids of one of a sample's captions, by the rules of `data.captions.CaptionTable`.
+
+    It keeps the ids of the first captions it meets. To let the oldest go for newer ones would be worse: each comes once
+    an epoch, so that none would still be there when its turn comes again.
 
     Args:
         tokenizer: turns captions into ids above 0.
@@ -31,6 +36,7 @@ class CaptionReader:
 
     def __init__(self, tokenizer: Tokenizer, text_seq_len: int, report: DataReport, truncate: bool = True) -> None:
         self.tokenizer, self.text_seq_len, self.report, self.truncate = tokenizer, text_seq_len, report, truncate
+        self._known: Dict[str, Sequence[int]] = {}
 
     def read(self, captions: Sequence[str], place: str, rng: random.Random) -> Tensor:
         """Ids of a caption drawn from those of an image, int64 (text_seq_len,), padded with zeros.
@@ -41,7 +47,7 @@ class CaptionReader:
         """
         choice = rng.randrange(len(captions))
         for caption in (*captions[choice:], *captions[:choice]):
-            ids = self.tokenizer.encode(caption)
+            ids = self._encode(caption)
             if ids:
                 text = torch.zeros(self.text_seq_len, dtype=torch.int64)
                 ids = fitted(ids, self.text_seq_len, place, self.report, self.truncate)
@@ -49,6 +55,15 @@ class CaptionReader:
                 return text
             self.report.note("image with a caption that tokenises to nothing", path=place)
         raise BadImage("image without captions", "they tokenise to nothing")
+
+    def _encode(self, caption: str) -> List[int]:
+        known = self._known.get(caption)
+        if known is not None:
+            return list(known)
+        ids = self.tokenizer.encode(caption)
+        if len(self._known) < _REMEMBERED and len(caption) <= _LONGEST:
+            self._known[caption] = array("i", ids)
+        return ids
 
 
 class SampleReader:

@@ -270,7 +270,7 @@ class ShardStream(Dataset):  # type: ignore[type-arg]
         replaced = 0
         stored = itertools.islice(self._stored(number), begin, None)
         wanted = itertools.islice(stored, end - begin)
-        for sample in itertools.chain(_in_order(decode, wanted, threads), map(decode, stored)):
+        for sample in itertools.chain(in_order(decode, wanted, threads), map(decode, stored)):
             if isinstance(sample, _Unusable):
                 self.report.skip(sample.reason.kind, sample.place, sample.reason.detail)
                 self._check()
@@ -421,7 +421,7 @@ def _at_least(samples: int, world_size: int, shards: Sequence[str], keys: Keys, 
         )
 
 
-def _in_order(function: Callable[[Item], Any], items: Iterator[Item], threads: int) -> Iterator[Any]:
+def in_order(function: Callable[[Item], Any], items: Iterator[Item], threads: int) -> Iterator[Any]:
     """`map` in `threads` threads, a few items ahead."""
     if not threads:
         yield from map(function, items)

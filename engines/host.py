@@ -6,17 +6,18 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-import os
 import platform
-from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Optional
+from typing import Any, Callable, ContextManager, Dict, Iterable, Iterator, List, Optional
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from engines.base import Batch, Inputs, as_inputs
-from engines.memory import estimate_memory, measure_activations
+from engines.layers import checkpoint_layers, compile_layers
+from engines.loading import MicroBatches
+from engines.memory import estimate_memory, fitting_batch, measure_activations
+from engines.onednn import OneDnnLinear, cpu_flags, is_faster
 from engines.options import IpuOptions, TrainingOptions
 from engines.sampler import Streamed, training_sampler
 from optim import (
@@ -54,6 +55,15 @@ class HostEngine:
         self.dtype = _choose_dtype(training, self.device)
         # convolutions are several times faster when a pixel's channels lie side by side
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        uses_onednn = self.device.type == "cpu" and self.dtype == torch.float32 and is_faster(cpu_flags())
+        self._products: Callable[[], ContextManager[Any]] = OneDnnLinear if uses_onednn else contextlib.nullcontext
+        if training.checkpoint_activations:
+            checkpoint_layers(self.model, self._products)
+        if training.compile:
+            compile_layers(self.model)
+        # decided when the memory that a sample takes is known
+        self.device_batch = None if training.device_batch == "auto" else training.samples_at_once
+        self._validation: Optional[MicroBatches] = None
         self.optimizer = make_optimizer(self.model, training)
         self.average = WeightAverage(self.model, training.ema_decay) if training.ema_decay else None
         self.scaler = torch.cuda.amp.GradScaler(
@@ -69,8 +79,14 @@ class HostEngine:
     def compile(self, example: Inputs) -> str:
         """See `Engine.compile`; runs one forward pass, which leaves no trace."""
         self.model.eval()
+        example = self._to_device(example)
         with self._autocast():
-            activations = measure_activations(self.model, self._to_device(example))
+            activations = measure_activations(self.model, example)
+        samples = len(example[0])
+        if self.device_batch is None:
+            self.device_batch = fitting_batch(self.model, activations / samples, self.options.global_batch, self.device)
+            _log.info("device_batch=auto: %d samples at once", self.device_batch)
+        activations = activations * self.device_batch // samples
         return estimate_memory(self.model, activations, averaged=self.average is not None)
 
     def loader(self, dataset: Dataset[Any], start: int, epochs: Optional[int]) -> Iterator[Batch]:
@@ -78,16 +94,18 @@ class HostEngine:
         options = self.options
         sampler = training_sampler(dataset, options.global_batch, options.random_seed, start, epochs)
         if isinstance(dataset, Streamed):
-            loader = self._data_loader(dataset.stream(sampler.spans, self.workers), min(self.workers, 1))
+            loaded = self._micro_batches(dataset.stream(sampler.spans, self.workers), min(self.workers, 1))
         else:
-            loader = self._data_loader(dataset, self.workers, sampler=sampler)
-        micro_batches = iter(loader)
+            loaded = self._micro_batches(dataset, self.workers, sampler)
+        micro_batches = iter(loaded)
         for _ in sampler.calls(options.device_iterations):
-            yield itertools.islice(micro_batches, options.micro_batches * options.device_iterations)
+            yield itertools.islice(micro_batches, self._passes * options.device_iterations)
 
     def validation_loader(self, dataset: Dataset[Any]) -> Iterable[Inputs]:
         """See `Engine.validation_loader`."""
-        return self._data_loader(dataset, self.workers, shuffle=False)
+        if self._validation is None or self._validation.dataset is not dataset:
+            self._validation = self._micro_batches(dataset, self.workers)
+        return self._validation
 
     def step(self, batch: Batch) -> Tensor:
         """See `Engine.step`."""
@@ -98,7 +116,7 @@ class HostEngine:
             update = list(itertools.islice(micro_batches, 1))
             if not update:
                 return torch.stack(updates).mean(dim=0)
-            rest = itertools.islice(micro_batches, self.options.micro_batches - 1)
+            rest = itertools.islice(micro_batches, self._passes - 1)
             updates.append(self._update(itertools.chain(update, rest)))
 
     def evaluate(self, inputs: Inputs) -> Tensor:
@@ -154,22 +172,23 @@ class HostEngine:
             torch.cuda.set_rng_state(state["random"]["cuda"])
 
     def close(self) -> None:
-        """See `Engine.close`; nothing to do."""
+        """See `Engine.close`; lets the processes go that load samples for validation."""
+        self._validation = None
 
     def _update(self, micro_batches: Iterable[Inputs]) -> Tensor:
         """One optimizer step over the micro batches of a global batch; the mean scalars, (n,)."""
         total: Optional[Tensor] = None
         for inputs in micro_batches:
-            with self._autocast():
+            with self._autocast(), self._products():
                 scalars = self.model(*self._to_device(inputs))
-            self._backward(scalars[0] / self.options.micro_batches)
+            self._backward(scalars[0] / self._passes)
             summed = torch.stack([scalar.detach().float() for scalar in scalars])
             total = summed if total is None else total + summed
         assert total is not None, "an update needs at least one micro batch"
         self._apply_gradients()
         if self.average:
             self.average.update(self.model)
-        return total / self.options.micro_batches
+        return total / self._passes
 
     def _backward(self, loss: Tensor) -> None:
         (self.scaler.scale(loss) if self.scaler else loss).backward()
@@ -185,6 +204,12 @@ class HostEngine:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    @property
+    def _passes(self) -> int:
+        """Forward passes of one optimizer step."""
+        assert self.device_batch is not None, "auto is decided by compile"
+        return self.options.global_batch // self.device_batch
+
     def _autocast(self) -> torch.autocast:
         enabled = self.dtype != torch.float32
         return torch.autocast(self.device.type, dtype=self.dtype if enabled else torch.bfloat16, enabled=enabled)
@@ -192,25 +217,11 @@ class HostEngine:
     def _to_device(self, inputs: Inputs) -> Inputs:
         return tuple(tensor.to(self.device, non_blocking=True) for tensor in as_inputs(inputs))
 
-    def _data_loader(self, dataset: Dataset[Any], workers: int, **order: Any) -> DataLoader[Any]:
-        return DataLoader(
-            dataset,
-            batch_size=self.options.batch_size,
-            num_workers=workers,
-            pin_memory=self.device.type == "cuda",
-            # its own generator: the loader must not take from the random numbers that training uses
-            generator=torch.Generator().manual_seed(self.options.random_seed),
-            worker_init_fn=_leave_process_group,
-            **order,
-        )
-
-
-def _leave_process_group(worker: int) -> None:
-    """Keep signals to a whole process group, such as Ctrl-C and those of `timeout`, from ending a loader process.
-
-    The training process gets them too, and still needs its loaders to finish the step; they end after it.
-    """
-    os.setpgid(0, 0)
+    def _micro_batches(
+        self, dataset: Dataset[Any], workers: int, sampler: Optional[Iterable[Any]] = None
+    ) -> MicroBatches:
+        samples = self.device_batch or self.options.batch_size
+        return MicroBatches(dataset, samples, workers, self.device, self.options.random_seed, sampler)
 
 
 def _choose_device(name: str) -> torch.device:
@@ -233,11 +244,7 @@ def _choose_dtype(training: TrainingOptions, device: torch.device) -> torch.dtyp
 
 def has_bf16_instructions() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware; without that it is slower than float32."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return False
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text(encoding="ascii", errors="replace").split() if cpuinfo.exists() else []
-    return any(instruction in flags for instruction in _BF16_INSTRUCTIONS)
+    return platform.machine() in ("x86_64", "AMD64") and not cpu_flags().isdisjoint(_BF16_INSTRUCTIONS)
 
 
 def _refuse_ipu_only(ipu: IpuOptions) -> None:

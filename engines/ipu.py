@@ -376,6 +376,10 @@ def _refuse_host_only(training: TrainingOptions, ipu: IpuOptions) -> None:
             f"ema_decay={training.ema_decay} would bring all weights to the host at every step, so engine="
             f"{training.engine} does not keep an average; leave ema_decay out"
         )
+    for name in ("device_batch", "compile", "checkpoint_activations"):
+        given, otherwise = getattr(training, name), TrainingOptions.__dataclass_fields__[name].default
+        if given != otherwise:
+            raise OptionError(f"{name}={given} is for the host engine, and engine={training.engine}; leave {name} out")
     if training.device == "cuda":
         raise OptionError(f"device=cuda is for the host engine, and engine={training.engine}; leave device out")
     if training.enable_als and not training.fp16:

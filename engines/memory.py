@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Dict, Set, Tuple
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from engines.base import Inputs
 
 MOMENTS = 2  # tensors that Adam keeps for each parameter
+_SPARE = 0.8  # of the memory that is free: allocators do not fill it
+_PEAK = 1.5  # of what a forward pass keeps: what the backward pass holds beside it
+_LARGEST_ON_CPU = 16  # samples at once; products of more rows are no faster there
 
 
 def measure_activations(model: nn.Module, inputs: Inputs) -> int:
@@ -44,9 +48,32 @@ def estimate_memory(model: nn.Module, activations: int, averaged: bool) -> str:
     return f"memory estimate: {megabytes(sum(parts.values()))} ({named})"
 
 
+def fitting_batch(model: nn.Module, of_sample: float, global_batch: int, device: torch.device) -> int:
+    """How many samples a pass may take: the most that divide the global batch and fit into the free memory.
+
+    Args:
+        model: on the device; its gradients and moments are not there yet.
+        of_sample: bytes of activations that a sample keeps.
+        global_batch: samples of an optimizer step.
+        device: a CPU or GPU.
+    """
+    _, trainable = _bytes(model)
+    free = _free_memory(device) * _SPARE - (1 + MOMENTS) * trainable
+    most = min(max(int(free / (_PEAK * max(of_sample, 1))), 1), global_batch)
+    if device.type == "cpu":
+        most = min(most, _LARGEST_ON_CPU)
+    return next(count for count in range(most, 0, -1) if global_batch % count == 0)
+
+
 def megabytes(size: int) -> str:
     """`size` bytes for people."""
     return f"{size / 2**20:,.1f} MiB"
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _bytes(model: nn.Module) -> Tuple[int, int]:

@@ -10,6 +10,7 @@ from options import LARGEST_SEED, OptionError, Options, option
 OPTIMIZERS = ("Adam", "AdamW")
 IPU_ENGINES = ("ipu", "ipu-sim")
 ENGINES = ("auto", "host", *IPU_ENGINES)
+DEVICE_BATCHES = ("batch_size", "auto")
 SCHEDULES = ("multi_step", "constant", "ReduceLROnPlateau", "cosine")
 
 
@@ -56,9 +57,19 @@ class TrainingOptions(Options):
         1.0, "factor of the loss under fp16 (where the GPU engine's scaling starts)", minimum=0
     )
     enable_als: bool = option(False, "adapt the loss scaling to the gradients")
+    device_batch: str = option(
+        "batch_size",
+        "samples of one forward pass of the host engine: a number that divides the global batch, batch_size, or auto "
+        "(as many as the device's memory holds); the global batch stays what it is",
+    )
+    compile: bool = option(False, "compile the transformer's layers (host engine): a minute at the start, faster steps")
+    checkpoint_activations: bool = option(
+        False, "keep only what lies between layers for the backward pass, and compute the rest again (host engine)"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_device_batch()
         if self.fp16 and self.bf16:
             raise OptionError("fp16=true and bf16=true exclude each other; switch one off")
         if not self.loss_scaling:
@@ -68,6 +79,25 @@ class TrainingOptions(Options):
                 f"max_steps={self.max_steps} is not a multiple of device_iterations={self.device_iterations}, the "
                 f"steps of one call; take {-(-self.max_steps // self.device_iterations) * self.device_iterations}"
             )
+
+    def _check_device_batch(self) -> None:
+        given = self.device_batch
+        if given in DEVICE_BATCHES:
+            return
+        if not given.isdecimal() or not int(given):
+            raise OptionError(
+                f"device_batch={given} is neither a number nor one of {', '.join(DEVICE_BATCHES)}; give one"
+            )
+        if self.global_batch % int(given):
+            raise OptionError(
+                f"device_batch={given} does not divide the global batch of {self.global_batch} samples (batch_size x "
+                "gradient_accumulation x replication_factor); take a number that does, or auto"
+            )
+
+    @property
+    def samples_at_once(self) -> int:
+        """What `device_batch` says, unless that is `auto`."""
+        return self.batch_size if self.device_batch in DEVICE_BATCHES else int(self.device_batch)
 
     @property
     def micro_batches(self) -> int:

@@ -47,7 +47,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], stable: bool
     """
     if q.is_cuda:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    scores = scale_queries(q, stable) @ k.transpose(-1, -2)  # (B, H, n, N)
+    return _attend_scaled(scale_queries(q, stable), k, v, mask, stable)
+
+
+def _attend_scaled(q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], stable: bool) -> Tensor:
+    """As `attend`, for queries of `scale_queries`."""
+    scores = q @ k.transpose(-1, -2)  # (B, H, n, N)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return weigh(scores, stable).to(v.dtype) @ v
@@ -173,20 +178,20 @@ def axial_attention(
         stable: as for `weigh`.
     """
     layout, length = pattern.layout, q.shape[2]
-    text_len = layout.text_len
-    out_text = attend(q[:, :, :text_len], k[:, :, :text_len], v[:, :, :text_len], text_mask, stable)
-    missing = text_len + layout.image_len - length
+    sizes = [layout.text_len, layout.image_len]
+    missing = sum(sizes) - length
+    parts = [F.pad(t, (0, 0, 0, missing)).split(sizes, dim=2) for t in (scale_queries(q, stable), k, v)]
+    (q_text, q_image), (k_text, k_image), (v_text, v_image) = parts
     lines = "b h (y x) k -> b h y x k" if pattern.kind == "axial_row" else "b h (y x) k -> b h x y k"
-    q_line, k_line, v_line = (
-        rearrange(F.pad(t[:, :, text_len:], (0, 0, 0, missing)), lines, x=layout.columns) for t in (q, k, v)
-    )
-    q_line = scale_queries(q_line, stable)
-    keys_text, values_text = k[:, :, None, :text_len], v[:, :, None, :text_len]  # (B, H, 1, T, K)
+    q_line, k_line, v_line = (rearrange(t, lines, x=layout.columns) for t in (q_image, k_image, v_image))
+    grid = q_line.shape[2:4]
 
-    on_text = q_line @ keys_text.transpose(-1, -2)  # (B, H, Y, X, T)
+    out_text = _attend_scaled(q_text, k_text, v_text, text_mask, stable)  # (B, H, T, K)
+    # all lines at once: a product for each of them would copy the text's keys and values for each
+    on_text = (q_line.flatten(2, 3) @ k_text.transpose(-1, -2)).unflatten(2, grid)  # (B, H, Y, X, T)
     on_line = (q_line @ k_line.transpose(-1, -2)).masked_fill(~line_mask, float("-inf"))  # (B, H, Y, X, X)
     weights = weigh(torch.cat((on_text, on_line), dim=-1), stable).to(v.dtype)  # (B, H, Y, X, T + X)
-    out_line = weights[..., :text_len] @ values_text + weights[..., text_len:] @ v_line  # (B, H, Y, X, K)
+    of_text, of_line = weights.split([sizes[0], weights.shape[-1] - sizes[0]], dim=-1)
+    out_line = (of_text.flatten(2, 3) @ v_text).unflatten(2, grid) + of_line @ v_line  # (B, H, Y, X, K)
     back = "b h y x k -> b h (y x) k" if pattern.kind == "axial_row" else "b h x y k -> b h (y x) k"
-    out_image = rearrange(out_line, back)[:, :, : length - text_len]
-    return torch.cat((out_text, out_image), dim=2)
+    return torch.cat((out_text, rearrange(out_line, back)), dim=2)[:, :, :length]

@@ -9,17 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 from args import read_settings, run_command
-from bpe.tokenizer import load_tokenizer
-from checkpoint import read_checkpoint, write_atomically
-from conversion import convert_dalle, convert_vae, is_ours, naming, to_dalle_pytorch, vae_state
-from models import dalle_pytorch_format
-from models.foreign import read_foreign
 from models.options import TokenizerOptions
-from models.pretrained import load_openai_vae, load_vqgan
-from opening import named_image_tokenizer
 from options import OptionError, Options, option
 
 FORMATS = ("ours", "dalle_pytorch")
@@ -49,27 +42,6 @@ class ConvertOptions(Options):
 GROUPS = (ConvertOptions, TokenizerOptions)
 
 
-def _convert(paths: Sequence[str], conv_window: Optional[str], named: TokenizerOptions) -> Dict[str, Any]:
-    """The checkpoint of ours that the files are, or become."""
-    if len(paths) == 2:
-        return vae_state(load_openai_vae(paths[0], paths[1]))
-    if len(paths) > 2:
-        raise OptionError(f"checkpoint={','.join(paths)} names {len(paths)} files; name one, or OpenAI's two")
-    if Path(paths[0]).suffix == ".ckpt" and named.vqgan_config_path:
-        return vae_state(load_vqgan(paths[0], named.vqgan_config_path))
-    path = Path(paths[0]).expanduser()
-    contents = read_foreign(path)
-    if is_ours(contents):
-        return read_checkpoint(path, contents["kind"])
-    if dalle_pytorch_format.is_dalle(contents):
-        tokenizer = load_tokenizer(named.bpe_path, named.chinese, named.hug)
-        image_tokenizer = named_image_tokenizer(named)
-        with naming(paths[0]):
-            return convert_dalle(contents, tokenizer, image_tokenizer, conv_window)
-    with naming(paths[0]):
-        return convert_vae(contents)
-
-
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """Convert what the command line names."""
     description = "Convert checkpoints of other programs, and ours to theirs."
@@ -81,10 +53,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     out = Path(options.out).expanduser()
     if out.exists():
         raise OptionError(f"out={options.out} exists already; remove it, or name another file")
-    state = _convert(options.checkpoint, options.conv_window, settings[TokenizerOptions])
-    written = state if options.format == "ours" else to_dalle_pytorch(state, options.axial_package)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, written)
+    from commands.convert import convert, write  # this takes seconds, and what is wrong with an option is told at once
+
+    state = convert(options.checkpoint, options.conv_window, settings[TokenizerOptions])
+    write(state, out, options.format, options.axial_package)
     print(f"wrote {out}: the {state['kind']} of {' and '.join(options.checkpoint)}, format {options.format}")
 
 

@@ -10,36 +10,16 @@ vocabulary that a token is drawn from.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import List, Optional
 
 import torch
 from torch import Tensor
 
 from models.dalle import PADDING, Dalle
-from options import Options, option
+from models.options import SamplingOptions
 
 TO_DRAW = -1  # in place of a token that is not known
 PRIMED_SHARE = 14 / 32  # of a picture that drawing begins with, as Ramesh et al. 2021 primed
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingOptions(Options):
-    """How a token is drawn from its logits."""
-
-    top_k: float = option(
-        0.9,
-        "share of all tokens, of text and image, dropped before drawing one, the least likely first (0: none)",
-        minimum=0,
-        maximum=1,
-    )
-    top_p: float = option(
-        1.0, "keep the likeliest tokens that together reach this probability (1: all)", minimum=1e-6, maximum=1
-    )
-    temperature: float = option(1.0, "divides the logits; below 1 draws the likelier ones; 0 the likeliest", minimum=0)
-    cond_scale: float = option(
-        1.0, "guidance: how far image logits move from those without text towards those with it (1: none)", minimum=0
-    )
 
 
 def filter_top_k(logits: Tensor, dropped_share: float, vocab_size: int) -> Tensor:

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from models import vae as discrete_vae
 from models.clip import Clip
 from models.dalle import PADDING, Dalle, drop_texts
-from models.decoding import PRIMED_SHARE, TO_DRAW, SamplingOptions, complete_text, draw_image_tokens
+from models.decoding import PRIMED_SHARE, TO_DRAW, complete_text, draw_image_tokens
 from models.image_tokenizer import ImageTokenizer
 from models.openai_vae import OpenAIVAE
-from models.options import ClipOptions, TransformerOptions
+from models.options import ClipOptions, SamplingOptions, TransformerOptions
 from models.pretrained import load_released, load_vqgan
 from models.vqgan import VQGan
 from options import OptionError

@@ -150,7 +150,9 @@ class TextTokenizerOptions(Options):
     """What turns text into tokens."""
 
     bpe_path: Optional[str] = option(
-        None, "text vocabulary: a Hugging Face tokenizer JSON or a YouTokenToMe model (none: CLIP's 49,408 words)"
+        None,
+        "text vocabulary: a Hugging Face tokenizer JSON or a YouTokenToMe model (none: CLIP's 49,408 words)",
+        path=True,
     )
     chinese: bool = option(False, "BERT's Chinese vocabulary, from the hub, or with bpe_path from its vocab.txt")
     hug: bool = option(False, "bpe_path has to be a Hugging Face tokenizer JSON")
@@ -160,10 +162,33 @@ class TextTokenizerOptions(Options):
 class TokenizerOptions(TextTokenizerOptions):
     """What turns text and pictures into tokens."""
 
-    vae_path: Optional[str] = option(None, "trained image tokenizer: a checkpoint of train_vae.py, or its folder")
-    vqgan_model_path: Optional[str] = option(None, "weights of a VQGAN of taming-transformers (.ckpt or .safetensors)")
-    vqgan_config_path: Optional[str] = option(None, "configuration of that VQGAN (.yaml)")
+    vae_path: Optional[str] = option(
+        None, "trained image tokenizer: a checkpoint of train_vae.py, or its folder", path=True
+    )
+    vqgan_model_path: Optional[str] = option(
+        None, "weights of a VQGAN of taming-transformers (.ckpt or .safetensors)", path=True
+    )
+    vqgan_config_path: Optional[str] = option(None, "configuration of that VQGAN (.yaml)", path=True)
     taming: bool = option(
         False, "the released VQGAN of 1,024 codes, where no other image tokenizer is named (false: OpenAI's dVAE)"
     )
     offline: bool = option(False, "never download a released image tokenizer; use the files that are there")
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingOptions(Options):
+    """How a token is drawn from its logits."""
+
+    top_k: float = option(
+        0.9,
+        "share of all tokens, of text and image, dropped before drawing one, the least likely first (0: none)",
+        minimum=0,
+        maximum=1,
+    )
+    top_p: float = option(
+        1.0, "keep the likeliest tokens that together reach this probability (1: all)", minimum=1e-6, maximum=1
+    )
+    temperature: float = option(1.0, "divides the logits; below 1 draws the likelier ones; 0 the likeliest", minimum=0)
+    cond_scale: float = option(
+        1.0, "guidance: how far image logits move from those without text towards those with it (1: none)", minimum=0
+    )

@@ -18,6 +18,7 @@ import train_clip
 import train_vae
 from bpe.train import train_vocabulary
 from checkpoint import CheckpointFolder
+from data import encode_images
 from data.scenes import WORDINGS, Scene, all_scenes, caption, draw_scene
 
 SIDE = 16  # pixels
@@ -179,6 +180,24 @@ def run_train(run: Callable[..., None], dalle_options: Dict[str, Any]) -> Callab
         return Run(folder, "dalle")
 
     return call
+
+
+@pytest.fixture(scope="session")
+def encode(run: Callable[..., None], scenes: Path, vocabulary: Path, vae: Run) -> Callable[..., Path]:
+    """Encodes the scenes: `encode(folder, **options)` returns the folder."""
+
+    def call(folder: Path, **options: Any) -> Path:
+        given = {"input_folder": scenes, "bpe_path": vocabulary, "vae_path": vae.folder, "out_dir": folder}
+        run(encode_images, **{**given, "device": "cpu", "batch_size": 4, "dataloader_workers": 0, **options})
+        return folder
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def encoded(encode: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scenes, encoded in shards of five."""
+    return encode(tmp_path_factory.mktemp("encoded") / "scenes", samples_per_shard=5)
 
 
 @pytest.fixture(scope="session")

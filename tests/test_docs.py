@@ -61,7 +61,7 @@ def test_what_the_tables_name_in_its_place_is_an_option(heading: str, command: s
         assert [name for name in named if name not in spellings(command)] == []
 
 
-COMMANDS = ("train", "train_vae", "train_clip", "generate", "evaluate", "models.convert")
+COMMANDS = ("train", "train_vae", "train_clip", "generate", "evaluate", "models.convert", "data.encode_images")
 OTHERS = {"captions", "out", "vocab_size", "from", "to", "help", "config", "config_file", "print_config", "text"}
 # what belongs to the simulator's command, PopRun and Graphcore's runner of benchmarks
 ON_IPUS = set(
@@ -71,7 +71,7 @@ ON_IPUS = set(
 )
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/shards.md", "docs/ipu.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/shards.md", "docs/encoded.md", "docs/ipu.md"])
 def test_every_option_that_a_page_names_is_one_of_a_command(page: str) -> None:
     known = set().union(*(spellings(command) for command in COMMANDS)) | OTHERS | {"samples_per_shard", "out_dir"}
     known |= ON_IPUS if page == "docs/ipu.md" else set()

@@ -12,6 +12,7 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 import evaluate
+from commands.evaluate import _FRAME
 from data.scenes import Scene, caption, draw_scene
 from drawing import Drawn
 from options import OptionError, UserError
@@ -54,7 +55,7 @@ def model_draws(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[Scene]], 
             pictures = [pil_to_tensor(draw_scene(scene, 64, random.Random(0))) for scene in scenes]
             return Drawn(torch.stack(pictures) / 255, torch.zeros(len(scenes), 1))
 
-        monkeypatch.setattr(evaluate, "draw_pictures", draw_pictures)
+        monkeypatch.setattr("commands.evaluate.draw_pictures", draw_pictures)
 
     return replace
 
@@ -91,7 +92,7 @@ def test_the_pictures_lie_in_a_grid_in_green_frames_when_right_and_in_red_ones_w
     evaluated(prompts=prompts)
     with Image.open(tmp_path / "held_out.png") as grid:
         corners = [grid.getpixel((8 + cell * 136, 8)) for cell in range(3)]
-    assert corners == [evaluate._FRAME[True], evaluate._FRAME[False], evaluate._FRAME[False]]
+    assert corners == [_FRAME[True], _FRAME[False], _FRAME[False]]
 
 
 def test_the_first_prompts_alone_are_drawn_when_asked(

@@ -14,7 +14,7 @@ from PIL import Image, ImageChops, ImageStat
 
 from bpe.train import train_vocabulary
 from checkpoint import CheckpointError
-from options import OptionError
+from options import OptionError, UserError
 from tests.conftest import SIDE, Run
 
 Draw = Callable[..., Path]
@@ -139,7 +139,7 @@ def test_what_is_no_checkpoint_is_refused_with_its_name_and_what_is_wrong(
     draw: Draw, checkpoint: Path, vae: Run, tmp_path: Path, make: Callable[[Path, Path, Run], None], message: str
 ) -> None:
     make(tmp_path / "given.pt", checkpoint, vae)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(UserError, match=message):
         draw(tmp_path / "given.pt", CIRCLE)
 
 
@@ -223,6 +223,6 @@ def test_a_folder_that_cannot_be_written_to_is_found_out_before_drawing(
     draw: Draw, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("generate.draw_pictures", lambda *_: pytest.fail("drawn"))
+    monkeypatch.setattr("commands.generate.draw_pictures", lambda *_: pytest.fail("drawn"))
     with pytest.raises(OSError):
         draw(checkpoint, CIRCLE, outputs_dir=tmp_path / "file")

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+from pathlib import Path
 from typing import Any, Optional, Tuple
 
 import pytest
 
 from options import OptionError, Options, UserError, option
+
+
+@dataclasses.dataclass(frozen=True)
+class Places(Options):
+    """A file to read and one to write."""
+
+    source: Optional[str] = option(None, "read", path=True)
+    target: str = option("absent", "written")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,3 +134,12 @@ def test_a_refusal_is_the_users_to_mend() -> None:
 def test_options_do_not_change_once_read() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Sample().count = 4  # type: ignore[misc]
+
+
+def test_files_that_have_to_be_there_are_looked_for_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "there").touch()
+    for source in (None, str(tmp_path / "there"), "~/there", str(tmp_path)):
+        Places(source).check_paths()
+    with pytest.raises(OptionError, match=r"source=~/gone does not exist; check the path \(looked for /.*/gone\)"):
+        Places("~/gone").check_paths()

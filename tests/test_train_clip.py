@@ -18,7 +18,8 @@ import train_clip
 from bpe.tokenizer import load_tokenizer
 from bpe.train import train_vocabulary
 from checkpoint import CheckpointError, load_clip
-from data.captions import CaptionTable
+from commands.train_clip import ClipTask, pick, whole_batches
+from data.caption_table import CaptionTable
 from data.dataset import TextImageDataset
 from data.options import DataOptions
 from data.pairs import open_pairs
@@ -26,7 +27,6 @@ from data.report import DataError, DataReport
 from options import OptionError
 from tests.conftest import SIDE, TRAIN_SCENES, Run
 from tests.test_resume import assert_same_run, copy_as_of
-from train_clip import ClipTask, pick, whole_batches
 
 Train = Callable[..., Run]
 
@@ -111,7 +111,7 @@ def test_a_sample_puts_the_nearest_caption_under_each_picture(
         shown.append((images, labels))
         return images[0]
 
-    monkeypatch.setattr(train_clip, "labelled_grid", keep)
+    monkeypatch.setattr("commands.train_clip.labelled_grid", keep)
     model, tokenizer = load_clip(str(clip.folder))
     texts, pictures = pick(samples(scenes, vocabulary, "train", byteio), TRAIN_SCENES)
     ClipTask(model, tokenizer, texts.flip(0), pictures).sample(model)

@@ -9,9 +9,13 @@ import pytest
 import torch
 
 from checkpoint import find_checkpoint, load_text_to_image
+from data.options import DataOptions
+from data.report import DataReport
+from engines.options import TrainingOptions
+from log import LogOptions
 from options import OptionError
 from tests.conftest import Run
-from training import TrainingError
+from training import TrainingError, dataset_opener
 
 Train = Callable[..., Run]
 
@@ -117,3 +121,20 @@ def test_a_loss_that_turns_into_no_number_stops_training_and_leaves_only_sound_c
         run_train(tmp_path, learning_rate=1e20, **options)
     weights = Run(tmp_path, "dalle").state()["weights"]
     assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+@pytest.mark.parametrize(
+    "engine, byteio, dtype",
+    [
+        ("host", False, torch.uint8),
+        ("auto", False, torch.uint8),
+        ("ipu-sim", False, torch.float32),
+        ("ipu-sim", True, torch.uint8),
+    ],
+)
+def test_pictures_travel_as_bytes_unless_ipus_are_to_get_them_scaled(
+    tmp_path: Path, engine: str, byteio: bool, dtype: torch.dtype
+) -> None:
+    data, logs = DataOptions(generated_data=True, byteio=byteio), LogOptions(output_dir=str(tmp_path))
+    opener = dataset_opener(data, TrainingOptions(engine=engine), logs, DataReport())
+    assert opener.pictures(8).train[0].dtype == dtype

@@ -7,7 +7,8 @@ from typing import Dict, List
 
 import pytest
 
-from data.captions import CaptionTable, Pair, clean_caption
+from data.caption_table import CaptionTable
+from data.captions import Pair, clean_caption
 from data.report import DataReport
 
 
@@ -59,7 +60,7 @@ def test_tokens_are_those_of_the_chosen_caption_padded_with_zeros() -> None:
 
 
 def test_captions_of_several_batches_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.captions._ENCODED_AT_ONCE", 2)
+    monkeypatch.setattr("data.caption_table._ENCODED_AT_ONCE", 2)
     pairs = pairs_of({str(n): ["x" * n] * 2 for n in range(1, 6)})
     table = CaptionTable(pairs, WordTokenizer(), 1, DataReport())
     assert [table.tokens(pair, 1).item() for pair in range(5)] == [1, 2, 3, 4, 5]

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from data.captions import CaptionTable, Pair
+from data.caption_table import CaptionTable
+from data.captions import Pair
 from data.dataset import ImageDataset, TextImageDataset
 from data.options import DataOptions
 from data.report import DataError, DataReport

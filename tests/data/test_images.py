@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any, List, Tuple
 
 import pytest
-import torch
 from PIL import Image
 
-from data.images import BadImage, center_square_crop, load_image, random_square_crop, to_tensor
+from data.images import BadImage, load_image
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
 
@@ -153,33 +151,3 @@ def test_a_large_jpeg_is_decoded_no_smaller_than_needed(tmp_path: Path) -> None:
     Image.linear_gradient("L").resize((1600, 800)).convert("RGB").save(tmp_path / "x.jpg")
     assert load_image(tmp_path / "x.jpg", enough=150)[0].size == (400, 200)
     assert load_image(tmp_path / "x.jpg", enough=801)[0].size == (1600, 800)
-
-
-def test_a_random_crop_keeps_between_the_lower_ratio_and_all_of_the_area() -> None:
-    # Left to right the picture counts 0 .. 255, so that the colors at the edges tell where a crop began and ended.
-    image = Image.linear_gradient("L").rotate(90).convert("RGB")
-    widths = []
-    for seed in range(200):
-        row = random_square_crop(image, 256, 0.25, random.Random(seed)).crop((0, 0, 256, 1)).tobytes()[::3]
-        widths.append(row[-1] - row[0] + 1)
-    assert 122 <= min(widths) < 140
-    assert 245 < max(widths) <= 256
-
-
-def test_ratio_one_cuts_the_largest_square_somewhere_and_the_center_crop_cuts_it_in_the_middle() -> None:
-    image = Image.new("RGB", (30, 10), RED)
-    image.paste(GREEN, (10, 0, 20, 10))
-    assert center_square_crop(image, 10).getcolors() == [(100, GREEN)]
-    reds = {random_square_crop(image, 10, 1, random.Random(seed)).getpixel((0, 0)) for seed in range(20)}
-    assert reds == {RED, GREEN}
-
-
-def test_a_tensor_has_channel_row_column_as_bytes_or_in_0_to_1() -> None:
-    image = Image.new("RGB", (3, 2), (51, 0, 255))
-    image.putpixel((2, 1), WHITE)
-    pixels = to_tensor(image, byteio=True)
-    assert pixels.dtype == torch.uint8
-    assert pixels.shape == (3, 2, 3)
-    assert pixels[:, 0, 0].tolist() == [51, 0, 255]
-    assert pixels[:, 1, 2].tolist() == [255, 255, 255]
-    assert torch.equal(to_tensor(image, byteio=False), pixels.float() / 255)

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from data import archives, images, shard_index
+from data import archives, images, pixels, shard_index
 from data.archives import Member
 from data.check import main as check
 from data.dataset import PictureReader, SampleDataset
@@ -113,7 +113,7 @@ def taken(
     """The samples that training on `dataset` gets, in order."""
     options = TrainingOptions(device="cpu", batch_size=batch, random_seed=seed)
     engine = HostEngine(nn.Linear(1, 1), options, IpuOptions(), workers)
-    return [name for b in engine.loader(dataset, start, epochs) for inputs in b for name in named(inputs)]
+    return [name for b in engine.loader(dataset, start, epochs) for inputs in b for name in named(*inputs)]
 
 
 ALL = [(shard, number) for shard, count in enumerate(COUNTS) for number in range(count)]
@@ -364,8 +364,8 @@ def test_a_run_entered_later_gets_exactly_the_rest_whatever_the_number_of_loader
 
 def test_what_a_resumed_run_skips_is_not_decoded(source: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     dataset, decoded = source(), []
-    load = images.load_image
-    monkeypatch.setattr("data.dataset.load_image", lambda *a: decoded.append(a) or load(*a))
+    load = pixels.load_pixels
+    monkeypatch.setattr("data.dataset.load_pixels", lambda *a: decoded.append(a) or load(*a))
     assert len(taken(dataset, start=16, epochs=1)) == len(decoded) == 6
 
 
@@ -445,7 +445,8 @@ def test_samples_that_come_again_within_an_epoch_are_cut_anew(tmp_path: Path) ->
                 add(archive, f"{sample}.img", stream.getvalue())
         engine = HostEngine(nn.Linear(1, 1), TrainingOptions(device="cpu", batch_size=1), IpuOptions(), 0)
         dataset = opened(shard, tmp_path, wds="img", epoch_samples=20)
-        cuts[extension] = [bytes(image.flatten().tolist()) for batch in engine.loader(dataset, 0, 1) for image in batch]
+        pictures = (image for batch in engine.loader(dataset, 0, 1) for (image,) in batch)
+        cuts[extension] = [bytes(image.flatten().tolist()) for image in pictures]
     assert len(set(cuts[".tar"])) > 15
     assert cuts[".tar"] == cuts[".tar.gz"]
 
@@ -853,6 +854,24 @@ def test_a_caption_without_tokens_gives_way_to_another(tmp_path: Path) -> None:
         assert reader.read(["mute", "x", "mute"], "place", random.Random(seed)).tolist() == [ord("x"), 0, 0, 0]
     with pytest.raises(images.BadImage, match="tokenise to nothing"):
         reader.read(["mute"], "place", random.Random(0))
+
+
+@pytest.mark.parametrize("remembered, encoded", [(2, "a b c c c"), (9, "a b c")])
+def test_a_caption_is_tokenised_once_as_long_as_there_is_room_for_its_ids(
+    monkeypatch: pytest.MonkeyPatch, remembered: int, encoded: str
+) -> None:
+    asked: List[str] = []
+
+    class Watched(LetterTokenizer):
+        def encode(self, text: str) -> List[int]:
+            asked.append(text)
+            return super().encode(text)
+
+    monkeypatch.setattr("data.shard_samples._REMEMBERED", remembered)
+    reader = CaptionReader(Watched(), 4, DataReport())
+    for caption in "abc" * 3:
+        assert reader.read([caption], "place", random.Random(0)).tolist() == [ord(caption), 0, 0, 0]
+    assert asked == encoded.split()
 
 
 # beside training

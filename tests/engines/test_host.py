@@ -16,6 +16,7 @@ import engines.host
 from checkpoint import CheckpointFolder, read_checkpoint
 from engines import open_engine
 from engines.host import HostEngine, has_bf16_instructions
+from engines.onednn import cpu_flags
 from engines.options import IpuOptions, TrainingOptions
 from optim import make_optimizer
 from options import OptionError
@@ -315,7 +316,7 @@ def test_fast_bfloat16_is_read_off_the_cpus_flags(
 ) -> None:
     if flags is not None:
         (tmp_path / "cpuinfo").write_text(f"processor : 0\n{flags}\n")
-    monkeypatch.setattr(engines.host, "Path", lambda path: tmp_path / Path(path).name)
+    monkeypatch.setattr(engines.host, "cpu_flags", lambda: cpu_flags(tmp_path / "cpuinfo"))
     monkeypatch.setattr(engines.host.platform, "machine", lambda: machine)
     assert has_bf16_instructions() is fast
 

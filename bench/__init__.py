@@ -1,0 +1,1 @@
+"""Measurements of this program beside those it replaces: `make bench`."""
