@@ -55,7 +55,8 @@ class HostEngine:
         self.dtype = _choose_dtype(training, self.device)
         # convolutions are several times faster when a pixel's channels lie side by side
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        uses_onednn = self.device.type == "cpu" and self.dtype == torch.float32 and is_faster(cpu_flags())
+        single = self.device.type == "cpu" and self.dtype == torch.float32
+        uses_onednn = single and not training.compile and is_faster(cpu_flags())  # compiled code has calls of its own
         self._products: Callable[[], ContextManager[Any]] = OneDnnLinear if uses_onednn else contextlib.nullcontext
         if training.checkpoint_activations:
             checkpoint_layers(self.model, self._products)
