@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor
 
 from bpe.tokenizer import Tokenizer
-from models.decoding import complete_text, draw_image_tokens, uniform_numbers
+from models.dalle import Dalle
+from models.decoding import TO_DRAW, TokenDrawer, complete_text, draw_image_tokens, uniform_numbers
 from models.image_tokenizer import TextToImage
 from models.options import SamplingOptions
 from options import UserError
@@ -54,22 +55,93 @@ def draw_pictures(
         prompts: what to draw.
         seeds: one a picture; with its prompt it decides the picture.
         sampling: how tokens are drawn.
-        batch_size: pictures drawn at once.
+        batch_size: pictures drawn at once; fewer where a GPU's memory does not hold as many.
         progress: called with the number of pictures after each batch.
         known: image tokens (I,) that every picture shares, `TO_DRAW` where they differ; see `priming.py`.
     """
-    device, pictures, codes = next(model.parameters()).device, [], []
-    for start in range(0, len(prompts), batch_size):
-        chosen = slice(start, start + batch_size)
-        text = _pad([encode_prompt(tokenizer, p, model.dalle.text_seq_len) for p in prompts[chosen]], model)
-        uniform = uniform_numbers(list(seeds[chosen]), model.dalle.layout.image_len)
-        given = None if known is None else known.to(device).expand(len(text), -1)
-        tokens = draw_image_tokens(model.dalle, text.to(device), uniform, sampling, given)
-        pictures.append(model.image_tokenizer.decode(tokens).float().cpu())
+    device = next(model.parameters()).device
+    text = _pad([encode_prompt(tokenizer, prompt, model.dalle.text_seq_len) for prompt in prompts], model).to(device)
+    uniform = uniform_numbers(list(seeds), model.dalle.layout.image_len)
+    if known is None:
+        known = torch.full((model.dalle.layout.image_len,), TO_DRAW)
+    shared = known.to(device).expand(len(text), -1)
+    drawers, decoding = _Drawers(model.dalle, sampling), FittingBatch(batch_size)
+    pictures: List[Tensor] = []
+    codes: List[Tensor] = []
+
+    def draw(chosen: slice) -> Tensor:
+        return drawers.draw(text[chosen], uniform[chosen], shared[chosen])
+
+    def decode(tokens: Tensor) -> List[Tensor]:
+        return list(
+            decoding.split(len(tokens), lambda chosen: model.image_tokenizer.decode(tokens[chosen]).float().cpu())
+        )
+
+    for tokens in FittingBatch(batch_size).split(len(text), draw):
+        pictures += decode(tokens)
         codes.append(tokens.cpu())
         if progress:
-            progress(len(text))
+            progress(len(tokens))
     return Drawn(torch.cat(pictures), torch.cat(codes))
+
+
+class FittingBatch:
+    """Work on a batch, in halves when a GPU's memory runs out.
+
+    Args:
+        size: rows at once, to begin with.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def split(self, count: int, work: Callable[[slice], Tensor]) -> Iterator[Tensor]:
+        """What `work` makes of `count` rows, part by part.
+
+        Raises:
+            UserError: there is not room for one.
+        """
+        start = 0
+        while start < count:
+            chosen = slice(start, min(start + self.size, count))
+            done = _fits(work, chosen)
+            if done is None:
+                self._halve(chosen.stop - start)
+                continue
+            yield done
+            start = chosen.stop
+
+    def _halve(self, tried: int) -> None:
+        if tried == 1:
+            raise UserError("the GPU's memory does not hold what one picture takes; use --device cpu")
+        self.size = -(-tried // 2)
+        torch.cuda.empty_cache()
+
+
+def _fits(work: Callable[[slice], Tensor], chosen: slice) -> Optional[Tensor]:
+    """What `work` makes of some rows; None: memory ran out, and what it held is free again."""
+    try:
+        return work(chosen)
+    except torch.cuda.OutOfMemoryError:
+        return None
+
+
+class _Drawers:
+    """Draws batches of any size; what one size needs is prepared when the size changes."""
+
+    def __init__(self, dalle: Dalle, sampling: SamplingOptions) -> None:
+        self.dalle, self.sampling = dalle, sampling
+        self._drawer: Optional[TokenDrawer] = None
+        self._pictures = 0
+
+    def draw(self, text: Tensor, uniform: Tensor, known: Tensor) -> Tensor:
+        """See `models.decoding.draw_image_tokens`."""
+        if not self.dalle.keeps_caches:
+            return draw_image_tokens(self.dalle, text, uniform, self.sampling, known)
+        if self._drawer is None or self._pictures != len(text):
+            self._drawer = None  # before there is another: two may not fit
+            self._drawer, self._pictures = TokenDrawer(self.dalle, len(text), self.sampling), len(text)
+        return self._drawer.draw(text, uniform, known)
 
 
 def complete_prompt(

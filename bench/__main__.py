@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import tempfile
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
@@ -66,7 +67,8 @@ def main(arguments: Optional[List[str]] = None) -> None:
 
 def _measure(case: Case, options: argparse.Namespace, limits: Dict[str, float]) -> List[report.Row]:
     surroundings = {"threads": options.threads, "device": options.device}
-    outcomes = run_case(case, surroundings, options.repetitions, options.warmup)
+    say = functools.partial(print, flush=True)
+    outcomes = run_case(case, surroundings, options.repetitions, options.warmup, say)
     rows = report.make_rows(case, outcomes, limits)
     for row in rows:
         ratios = ", ".join(f"{ratio:.2f}x {rival}" for rival, ratio in row.ratios.items())

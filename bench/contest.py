@@ -122,6 +122,16 @@ class Process:
         options = {**surroundings, **contestant.options}
         self._tell({"prepare": contestant.prepare, "options": options, "threads": surroundings["threads"]})
 
+    def check_threads(self, threads: int) -> None:
+        """Wait until it is prepared.
+
+        Raises:
+            BenchError: it ended, or computes with another number of threads than all others.
+        """
+        found = self.answer()["threads"]
+        if found != threads:
+            raise BenchError(f"{self.name} computes with {found} threads, and the others with {threads}")
+
     def repeat(self) -> Dict[str, Any]:
         """The answer to one repetition; errors as for `answer`."""
         self._tell({"repeat": 1})
@@ -177,7 +187,7 @@ def run_case(
         for contestant in case.contestants:
             processes.append(Process(contestant, surroundings))
         for process in processes:  # they prepare themselves side by side
-            process.answer()
+            process.check_threads(surroundings["threads"])
         answers = _alternate(case.contestants, processes, repetitions, warmup)
     finally:
         for process in processes:
@@ -205,7 +215,7 @@ def compare(comparison: Contestant, surroundings: Dict[str, Any], say: Say) -> N
     """
     process = Process(comparison, surroundings)
     try:
-        process.answer()
+        process.check_threads(surroundings["threads"])
         figures = process.repeat()["figures"]
     finally:
         process.close()

@@ -120,9 +120,9 @@ def steps_as_shipped(
 
 def _make_importable() -> None:
     """Put stand-ins in place of what it imports and nothing here uses."""
-    from tests.peers.conftest import repair_training_at_batch_1, replace_missing_modules
-
     threads = torch.get_num_threads()
+    from tests.peers.conftest import repair_training_at_batch_1, replace_missing_modules  # and then there is one
+
     replace_missing_modules()
     repair_training_at_batch_1()
     torch.set_num_threads(threads)

@@ -8,12 +8,14 @@ import re
 from pathlib import Path
 from typing import List, NamedTuple, Optional, Tuple
 
+import torch
 from PIL import Image
 from tqdm import tqdm
 
 from args import Settings
 from commands.options import GenerateOptions, PrimingOptions, RankingOptions
 from drawing import Drawn, complete_prompt, draw_pictures
+from engines.host import has_bf16_instructions
 from models.options import SamplingOptions, TokenizerOptions
 from opening import open_text_to_image
 from pictures import labelled_grid, save_image, to_images
@@ -64,21 +66,27 @@ def save_prompt(folder: Path, caption: str, candidates: List[Candidate]) -> None
         (folder / "scores.json").write_text(json.dumps(scores) + "\n", encoding="utf-8")
 
 
+def _has_bf16(device: torch.device) -> bool:
+    return device.type == "cuda" or has_bf16_instructions()
+
+
 def run(settings: Settings, prompts: List[str], kept: int) -> None:
     """Draw pictures of the prompts, and keep the `kept` best of each."""
     options, sampling, ranking = settings[GenerateOptions], settings[SamplingOptions], settings[RankingOptions]
     model, tokenizer = open_text_to_image(options.dalle_path, settings[TokenizerOptions], options.device)
+    device = next(model.parameters()).device
     known = known_tokens(settings[PrimingOptions], model.image_tokenizer)
-    ranker = open_ranker(ranking, model, tokenizer, next(model.parameters()).device)
+    ranker = open_ranker(ranking, model, tokenizer, device)
     Path(options.outputs_dir).mkdir(parents=True, exist_ok=True)  # what cannot be written to is found out at once
     seed = random.SystemRandom().randrange(2**31) if options.seed is None else options.seed
     seeds = list(range(seed, seed + options.num_images))
     shown: List[Tuple[Image.Image, str]] = []
     with tqdm(total=len(prompts) * options.num_images, unit="picture", disable=None) as bar:
         for prompt, name in zip(prompts, name_folders(prompts)):
-            caption = complete_prompt(model, tokenizer, prompt, [seed], sampling)[0] if options.gentxt else prompt
-            captions = [caption] * options.num_images
-            drawn = draw_pictures(model, tokenizer, captions, seeds, sampling, options.batch_size, bar.update, known)
+            with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16 and _has_bf16(device)):
+                caption = complete_prompt(model, tokenizer, prompt, [seed], sampling)[0] if options.gentxt else prompt
+                texts = [caption] * options.num_images
+                drawn = draw_pictures(model, tokenizer, texts, seeds, sampling, options.batch_size, bar.update, known)
             candidates = rank(caption, drawn, ranker, kept)
             save_prompt(Path(options.outputs_dir) / name, caption, candidates)
             shown += [(candidate.image, caption) for candidate in candidates]

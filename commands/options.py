@@ -43,6 +43,9 @@ class GenerateOptions(Options):
         None, "of the first picture; the next ones follow (none: a new one)", minimum=0, maximum=LARGEST_SEED
     )
     device: str = option("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
+    bf16: bool = option(
+        False, "compute in bfloat16, where the machine has instructions for it: faster, and pictures differ a little"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

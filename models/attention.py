@@ -1,12 +1,12 @@
 """Multi-head attention over text and image tokens, in the form each pattern allows.
 
 Legend: B batch, S positions, D width, H heads, K head width, T text positions with <bos>, Y rows and X columns of the
-image grid, N keys read by one decoding step.
+image grid, N keys that are looked at.
 """
 
 from __future__ import annotations
 
-from typing import Callable, List, Optional
+from typing import Callable, Optional
 
 import torch
 import torch.nn.functional as F
@@ -97,33 +97,23 @@ class Attention(nn.Module):
         self.to_qkv = nn.Linear(hidden_size, 3 * inner_size, bias=False)
         self.to_out = nn.Linear(inner_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
-        self._keys: List[Tensor] = []
         if pattern is not None:
             self._add_tables(pattern, dim_head)
 
-    def forward(
-        self, x: Tensor, cache: Optional[LayerCache] = None, position: int = 0, mask: Optional[Tensor] = None
-    ) -> Tensor:
-        """Attend from the positions from `position` on: (B, n, D) to (B, n, D).
+    def forward(self, x: Tensor, cache: Optional[LayerCache] = None, mask: Optional[Tensor] = None) -> Tensor:
+        """Attend from the first positions of a sequence: (B, n, D) to (B, n, D).
 
         Args:
-            x: the first positions of a sequence; or, with `position` above 0, that one alone.
-            cache: keeps keys and values for later positions, and has those of earlier ones.
-            position: the first position of x.
+            x: the positions.
+            cache: is given their keys and values, for later positions.
             mask: without a pattern, the positions that may be looked at, (B, n).
         """
         q, k, v = rearrange(self.to_qkv(x), "b s (three h k) -> three b h s k", three=3, h=self.heads)
         if self.rotary_emb:
-            here = slice(position, position + x.shape[1])
-            q, k, v = (rotate(t, self.cosines[here], self.sines[here]) for t in (q, k, v))
+            q, k, v = (rotate(t, self.cosines[: x.shape[1]], self.sines[: x.shape[1]]) for t in (q, k, v))
         if cache is not None:
-            cache.keys.write(position, k)
-            cache.values.write(position, v)
-        if position:
-            assert cache is not None, "a position alone needs the earlier ones"
-            seen = self._keys_of(position)
-            out = F.scaled_dot_product_attention(q, cache.keys.read(seen), cache.values.read(seen))
-        elif self.pattern is None:
+            cache.keys.fill(k, v)
+        if self.pattern is None:
             out = attend(q, k, v, None if mask is None else mask[:, None, None], self.stable)
         else:
             out = (self.kernel or self._attend)(q, k, v, self.pattern)
@@ -142,13 +132,6 @@ class Attention(nn.Module):
             tables["cosines"], tables["sines"] = angles.cos(), angles.sin()
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
-
-    def _keys_of(self, position: int) -> Tensor:
-        """The positions that `position` looks at: all that a decoding step reads."""
-        assert self.pattern is not None, "only attention with a pattern is decoded"
-        if not self._keys:
-            self._keys = self.pattern.keys()
-        return self._keys[position]
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
         length = q.shape[2]

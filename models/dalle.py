@@ -57,12 +57,9 @@ class AxialPositionEmbedding(nn.Module):
         self.row = nn.Parameter(torch.zeros(rows, 1, hidden_size))
         self.column = nn.Parameter(torch.zeros(1, columns, hidden_size))
 
-    def forward(self, start: int, count: int) -> Tensor:
-        """`count` pixels from the `start`-th on, in reading order: (count, D)."""
-        if count == 1:  # as in drawing: no table of the others
-            row, column = divmod(start, self.column.shape[1])
-            return self.row[row] + self.column[:, column]
-        return (self.row + self.column).flatten(0, 1)[start : start + count]
+    def forward(self, count: int) -> Tensor:
+        """The first `count` pixels in reading order: (count, D)."""
+        return (self.row + self.column).flatten(0, 1)[:count]
 
 
 class Projection(nn.Linear):
@@ -159,21 +156,16 @@ class Dalle(nn.Module):
         x = self.run(x)
         return self.text_logits(x[:, : self.text_seq_len]), self.image_logits(x[:, self.text_seq_len :])
 
-    def run(self, x: Tensor, caches: Optional[List[LayerCache]] = None, position: int = 0) -> Tensor:
-        """Run the layers over embedded positions, (B, n, D) to (B, n, D).
+    def run(self, x: Tensor, caches: Optional[List[LayerCache]] = None) -> Tensor:
+        """Run the layers over the embedded first positions of a sequence, (B, n, D) to (B, n, D).
 
         Args:
-            x: the first positions of a sequence; or, with `position` above 0, that one alone.
-            caches: keep what later positions need of these, and have it of the earlier ones.
-            position: the first position of x.
+            x: the positions.
+            caches: one a layer, which are given what later positions need; see `models.decoder`.
         """
         if self.options.stable:
             x = x * STABLE_GRADIENT_SHARE + x.detach() * (1 - STABLE_GRADIENT_SHARE)
-        return run_layers(self.layers, x, caches, position, self.inverts_layers)
-
-    def new_caches(self) -> List[LayerCache]:
-        """Empty caches of all layers."""
-        return [LayerCache(self.layout.sequence_len) for _ in self.layers]
+        return run_layers(self.layers, x, caches, self.inverts_layers)
 
     def number_padding(self, text: Tensor) -> Tensor:
         """Replace the padding id 0 by an id that is the position's own; (B, T) to (B, T)."""
@@ -188,9 +180,9 @@ class Dalle(nn.Module):
             return embed(self.to_logits.weight[: self.text_vocab_size], text, position)
         return self.text_embedding(text, position)
 
-    def embed_image(self, image_tokens: Tensor, start: int = 0) -> Tensor:
-        """Image tokens from the `start`-th on: (B, n) to (B, n, D)."""
-        position = None if self.options.rotary_emb else self.image_position(start, image_tokens.shape[1])
+    def embed_image(self, image_tokens: Tensor) -> Tensor:
+        """The first image tokens: (B, n) to (B, n, D)."""
+        position = None if self.options.rotary_emb else self.image_position(image_tokens.shape[1])
         if self.options.share_input_output_emb:
             return embed(self.to_logits.weight[self.text_vocab_size :], image_tokens, position)
         return self.image_embedding(image_tokens, position)

@@ -10,12 +10,14 @@ vocabulary that a token is drawn from.
 
 from __future__ import annotations
 
-from typing import List, Optional
+from typing import Callable, List, Optional
 
 import torch
 from torch import Tensor
 
+from models.cache import Place
 from models.dalle import PADDING, Dalle
+from models.decoder import Decoder
 from models.options import SamplingOptions
 
 TO_DRAW = -1  # in place of a token that is not known
@@ -65,7 +67,97 @@ def uniform_numbers(seeds: List[int], count: int) -> Tensor:
     return torch.stack(rows)
 
 
-@torch.no_grad()
+class TokenDrawer:
+    """Draws the image tokens of one batch after the other, with what it prepared once.
+
+    On a GPU one token's work is recorded when the first is drawn, and replayed for the others: so many small operations
+    take longer to ask for than to do.
+
+    Args:
+        dalle: in evaluation mode; what is drawn holds for the weights of this moment.
+        pictures: B.
+        sampling: how a token is drawn.
+        fixed_shapes: do the same work for every token, whatever there is to look at, which recording wants; None: as
+            suits the device.
+    """
+
+    def __init__(
+        self, dalle: Dalle, pictures: int, sampling: SamplingOptions, fixed_shapes: Optional[bool] = None
+    ) -> None:
+        self.dalle, self.sampling = dalle, sampling
+        self.repeats = 1 if sampling.cond_scale == 1 else 2
+        with torch.no_grad():
+            self.decoder = Decoder(dalle, self.repeats * pictures)
+        device, size = self.decoder.device, (pictures, dalle.layout.image_len)
+        self.fixed_shapes = device.type == "cuda" if fixed_shapes is None else fixed_shapes
+        self.tokens = torch.zeros(size, dtype=torch.int64, device=device)
+        self.uniform = torch.zeros(size, device=device)
+        self.indices = torch.arange(size[1], device=device)
+        self.index = torch.zeros(1, dtype=torch.int64, device=device)  # of the token that is taken, in fixed shapes
+        self._replay: Optional[Callable[[], None]] = None
+
+    @torch.no_grad()
+    def draw(self, text: Tensor, uniform: Tensor, known: Tensor) -> Tensor:
+        """Draw as `draw_image_tokens` does: texts (B, T), uniform numbers (B, I) and known tokens (B, I) to (B, I)."""
+        self.tokens.copy_(known)
+        self.uniform.copy_(uniform)
+        given = int((known != TO_DRAW).all(dim=0).long().cumprod(dim=0).sum())  # how many the texts begin with
+        if given == known.shape[1]:
+            return known.clone()
+        prompts = _prompts(self.dalle, text, self.sampling)
+        x = self.decoder.begin(prompts, self.tokens[:, :given].repeat(self.repeats, 1))
+        with torch.inference_mode(), torch.autocast(text.device.type, enabled=False):
+            self._draw_from(x, self._index_at(given))
+            for index in range(given, known.shape[1] - 1):
+                self._take_and_draw(index)
+        return self.tokens.clone()
+
+    def _take_and_draw(self, index: int) -> None:
+        """Take the token of an index, and draw the next."""
+        if not self.fixed_shapes:
+            return self._step(self._index_at(index), self.decoder.place(self.dalle.layout.text_len + index))
+        self.index.fill_(index)
+        if self._replay is None:
+            self._replay = record(self._step_in_fixed_shapes, self.index.device)
+        return self._replay()
+
+    def _step_in_fixed_shapes(self) -> None:
+        self._step(self.index, Place(self.index + self.dalle.layout.text_len))
+
+    def _step(self, index: Tensor, place: Place) -> None:
+        tokens = self.tokens.index_select(1, index)[:, 0].repeat(self.repeats)  # (R,)
+        self._draw_from(self.decoder.take_image(tokens, place), index + 1)
+
+    def _draw_from(self, x: Tensor, index: Tensor) -> None:
+        """Draw the tokens of an index (1,) from what the position before gives, (R, D), where they are not known."""
+        vocab_size = self.dalle.text_vocab_size + self.dalle.image_vocab_size
+        logits = _guide(self.decoder.image_logits(x), self.sampling)
+        uniform, known = self.uniform.index_select(1, index)[:, 0], self.tokens.index_select(1, index)[:, 0]
+        drawn = draw_token(logits, uniform, self.sampling, vocab_size)
+        self.tokens.index_copy_(1, index, torch.where(known == TO_DRAW, drawn, known)[:, None])
+
+    def _index_at(self, index: int) -> Tensor:
+        return self.indices[index : index + 1]
+
+
+def record(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """A function that does what `step` does; on a GPU it replays a recording of it.
+
+    Recording runs the step, so that to run it once more must change nothing.
+    """
+    if device.type != "cuda":
+        return step
+    beside = torch.cuda.Stream(device)
+    beside.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(beside):  # whatever a first call prepares cannot be recorded
+        step()
+    torch.cuda.current_stream(device).wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
 def draw_image_tokens(
     dalle: Dalle,
     text: Tensor,
@@ -74,7 +166,7 @@ def draw_image_tokens(
     known: Optional[Tensor] = None,
     use_cache: Optional[bool] = None,
 ) -> Tensor:
-    """Draw the image tokens of each text.
+    """Draw the image tokens of each text; a `TokenDrawer` saves preparing what it does not change from batch to batch.
 
     Args:
         dalle: in evaluation mode.
@@ -90,9 +182,9 @@ def draw_image_tokens(
     """
     if known is None:
         known = text.new_full((len(text), dalle.layout.image_len), TO_DRAW)
-    cached = dalle.keeps_caches if use_cache is None else use_cache
-    draw = _draw_cached if cached else _draw_uncached
-    return draw(dalle, _prompts(dalle, text, sampling), uniform.to(text.device), sampling, known)
+    if dalle.keeps_caches if use_cache is None else use_cache:
+        return TokenDrawer(dalle, len(text), sampling).draw(text, uniform, known)
+    return _draw_uncached(dalle, text, uniform.to(text.device), sampling, known)
 
 
 @torch.no_grad()
@@ -118,37 +210,15 @@ def _guide(logits: Tensor, sampling: SamplingOptions) -> Tensor:
     return without + (with_text - without) * sampling.cond_scale
 
 
-def _draw_cached(dalle: Dalle, text: Tensor, uniform: Tensor, sampling: SamplingOptions, known: Tensor) -> Tensor:
-    tokens, repeats = known.clone(), len(text) // len(known)
-    given = int((known != TO_DRAW).all(dim=0).long().cumprod(dim=0).sum())  # how many the texts begin with
-    if given == known.shape[1]:
-        return tokens
-    caches = dalle.new_caches()
-    start = torch.cat((dalle.embed_text(text), dalle.embed_image(tokens[:, :given].repeat(repeats, 1))), dim=1)
-    x = dalle.run(start, caches)[:, -1:]  # (R, 1, D)
-    for index in range(given, known.shape[1]):
-        if index > given:
-            embedded = dalle.embed_image(tokens[:, index - 1 : index].repeat(repeats, 1), start=index - 1)
-            x = dalle.run(embedded, caches, dalle.text_seq_len + index)
-        _draw_one(dalle, tokens, index, dalle.image_logits(x)[:, 0], uniform, sampling)
-    return tokens
-
-
+@torch.no_grad()
 def _draw_uncached(dalle: Dalle, text: Tensor, uniform: Tensor, sampling: SamplingOptions, known: Tensor) -> Tensor:
-    tokens, repeats = known.clone(), len(text) // len(known)
-    for index in range(known.shape[1]):
-        _, logits = dalle.logits(text, tokens.clamp(min=0).repeat(repeats, 1))
-        _draw_one(dalle, tokens, index, logits[:, index], uniform, sampling)
-    return tokens
-
-
-def _draw_one(
-    dalle: Dalle, tokens: Tensor, index: int, logits: Tensor, uniform: Tensor, sampling: SamplingOptions
-) -> None:
-    """Draw the tokens (B, I) of one place from logits (R, V), where they are not known."""
+    prompts, tokens = _prompts(dalle, text, sampling), known.clone()
     vocab_size = dalle.text_vocab_size + dalle.image_vocab_size
-    drawn = draw_token(_guide(logits, sampling), uniform[:, index], sampling, vocab_size)
-    tokens[:, index] = torch.where(tokens[:, index] == TO_DRAW, drawn, tokens[:, index])
+    for index in range(known.shape[1]):
+        _, logits = dalle.logits(prompts, tokens.clamp(min=0).repeat(len(prompts) // len(text), 1))
+        drawn = draw_token(_guide(logits[:, index], sampling), uniform[:, index], sampling, vocab_size)
+        tokens[:, index] = torch.where(known[:, index] == TO_DRAW, drawn, known[:, index])
+    return tokens
 
 
 @torch.no_grad()
@@ -164,13 +234,13 @@ def complete_text(dalle: Dalle, text: Tensor, uniform: Tensor, sampling: Samplin
     Returns:
         (B, T) ids; from the first padding on, all 0.
     """
-    caches = dalle.new_caches()
+    decoder = Decoder(dalle, len(text))
     start, vocab_size = text.shape[1], dalle.text_vocab_size + dalle.image_vocab_size
-    x = dalle.run(dalle.embed_text(text), caches)[:, -1:]  # (B, 1, D)
+    x = decoder.begin(text, text[:, :0])  # (B, D)
     for index in range(start, dalle.text_seq_len):
         if index > start:
-            x = dalle.run(dalle.embed_text(text)[:, -1:], caches, index)
-        token = draw_token(dalle.text_logits(x)[:, 0], uniform[:, index].to(text.device), sampling, vocab_size)
+            x = decoder.take_text(text[:, -1], decoder.place(index))
+        token = draw_token(decoder.text_logits(x), uniform[:, index].to(text.device), sampling, vocab_size)
         text = torch.cat((text, token[:, None]), dim=1)
     ended = ((text == PADDING) | (text >= dalle.padding_start)).cumsum(dim=1) > 0
     return text.masked_fill(ended, PADDING)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from models.precision import autocast_dtype
+
 
 class Branch:
     """A residual branch: what it computes, (B, S, D) to the same, and the modules that it computes with."""
@@ -95,10 +97,7 @@ def _autocast_of(device_type: str) -> Callable[[], Any]:
     """A context like the autocast that is in force now."""
     if device_type not in ("cpu", "cuda"):
         return contextlib.nullcontext
-    if hasattr(torch, "get_autocast_dtype"):
-        enabled, dtype = torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
-    elif device_type == "cpu":  # torch before 2.4
-        enabled, dtype = torch.is_autocast_cpu_enabled(), torch.get_autocast_cpu_dtype()
-    else:
-        enabled, dtype = torch.is_autocast_enabled(), torch.get_autocast_gpu_dtype()
-    return lambda: torch.autocast(device_type, dtype=dtype, enabled=enabled)
+    dtype = autocast_dtype(device_type)
+    if dtype is None:
+        return lambda: torch.autocast(device_type, enabled=False)
+    return lambda: torch.autocast(device_type, dtype=dtype)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.cache import PositionBuffer
+from models.cache import Neighbours, Place
 from models.patterns import Layout
 
 
@@ -35,20 +35,32 @@ class TokenShift(nn.Module):
         first = torch.arange(layout.image_len) % layout.columns == 0
         self.register_buffer("is_first_column", first[:, None], persistent=False)
 
-    def forward(self, x: Tensor, earlier: Optional[PositionBuffer] = None, position: int = 0) -> Tensor:
-        """Shift the positions from `position` on: (B, n, D) to the same.
+    def forward(self, x: Tensor, earlier: Optional[Neighbours] = None) -> Tensor:
+        """Shift the first positions of a sequence: (B, n, D) to the same.
 
         Args:
-            x: the first positions of a sequence; or, with `position` above 0, that one alone.
-            earlier: keeps what later positions will look back to.
-            position: the first position of x.
+            x: the positions.
+            earlier: is given what later positions will look back to.
         """
         if earlier is not None:
-            earlier.write(position, x[..., : max(self.text_width, 2 * self.image_width)])
-        if not position:
-            return torch.cat((self._shift_text(x[:, : self.layout.text_len]), self._shift_image(x)), dim=1)
-        assert earlier is not None, "a position alone needs the earlier ones"
-        return self._shift_one(x, earlier, position)
+            earlier.fill(x)
+        return torch.cat((self._shift_text(x[:, : self.layout.text_len]), self._shift_image(x)), dim=1)
+
+    def new_neighbours(self, rows: int, device: torch.device, dtype: torch.dtype) -> Neighbours:
+        """Room for all that later positions will look back to."""
+        return Neighbours(self.layout, rows, max(self.text_width, 2 * self.image_width), device, dtype)
+
+    def shift_text(self, x: Tensor, earlier: Neighbours, place: Place) -> Tensor:
+        """Shift one text token, (B, D) to the same."""
+        earlier.store(x, place)
+        return torch.cat((earlier.before(place)[:, : self.text_width], x[:, self.text_width :]), dim=-1)
+
+    def shift_pixel(self, x: Tensor, earlier: Neighbours, place: Place) -> Tensor:
+        """Shift one pixel, (B, D) to the same."""
+        earlier.store(x, place)
+        above, left = earlier.above_and_left(place)
+        above, left = above[:, : self.image_width], left[:, self.image_width : 2 * self.image_width]
+        return torch.cat((above, left, x[:, 2 * self.image_width :]), dim=-1)
 
     def _shift_text(self, x: Tensor) -> Tensor:
         before = F.pad(x[..., : self.text_width], (0, 0, 1, -1))
@@ -60,15 +72,4 @@ class TokenShift(nn.Module):
         above, left = x[..., : self.image_width], x[..., self.image_width : 2 * self.image_width]
         above = F.pad(above, (0, 0, self.layout.columns, 0))[:, :length]
         left = F.pad(left, (0, 0, 1, 0))[:, :length].masked_fill(self.is_first_column[:length], 0)
-        return torch.cat((above, left, x[..., 2 * self.image_width :]), dim=-1)
-
-    def _shift_one(self, x: Tensor, earlier: PositionBuffer, position: int) -> Tensor:
-        if position < self.layout.text_len:
-            return torch.cat((earlier.at(position - 1)[..., : self.text_width], x[..., self.text_width :]), dim=-1)
-        row, column = divmod(position - self.layout.text_len, self.layout.columns)
-        above, left = torch.zeros_like(x[..., : self.image_width]), torch.zeros_like(x[..., : self.image_width])
-        if row:
-            above = earlier.at(position - self.layout.columns)[..., : self.image_width]
-        if column:
-            left = earlier.at(position - 1)[..., self.image_width : 2 * self.image_width]
         return torch.cat((above, left, x[..., 2 * self.image_width :]), dim=-1)

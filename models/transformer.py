@@ -91,27 +91,23 @@ class Layer(nn.Module):
         self.feed_forward_scale = LayerScale(hidden_size, depth)
         self.shift = shift
 
-    def forward(
-        self, x: Tensor, cache: Optional[LayerCache] = None, position: int = 0, mask: Optional[Tensor] = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, cache: Optional[LayerCache] = None, mask: Optional[Tensor] = None) -> Tensor:
         """(B, n, D) to (B, n, D); the arguments are those of `Attention.forward`."""
-        x = x + self.attend(x, cache, position, mask)
-        return x + self.feed(x, cache, position)
+        x = x + self.attend(x, cache, mask)
+        return x + self.feed(x, cache)
 
-    def attend(
-        self, x: Tensor, cache: Optional[LayerCache] = None, position: int = 0, mask: Optional[Tensor] = None
-    ) -> Tensor:
+    def attend(self, x: Tensor, cache: Optional[LayerCache] = None, mask: Optional[Tensor] = None) -> Tensor:
         """What attention adds."""
         x = self.attention_norm(x)
         if self.shift is not None:
-            x = self.shift(x, cache.attention_inputs if cache else None, position)
-        return self.attention_scale(self.attention_out_norm(self.attention(x, cache, position, mask)))
+            x = self.shift(x, cache.attention_inputs if cache else None)
+        return self.attention_scale(self.attention_out_norm(self.attention(x, cache, mask)))
 
-    def feed(self, x: Tensor, cache: Optional[LayerCache] = None, position: int = 0) -> Tensor:
+    def feed(self, x: Tensor, cache: Optional[LayerCache] = None) -> Tensor:
         """What the feed-forward layer adds."""
         x = self.feed_forward_norm(x)
         if self.shift is not None:
-            x = self.shift(x, cache.feed_forward_inputs if cache else None, position)
+            x = self.shift(x, cache.feed_forward_inputs if cache else None)
         return self.feed_forward_scale(self.feed_forward_out_norm(self.feed_forward(x)))
 
     def branches(self) -> Tuple[Branch, Branch]:
@@ -124,13 +120,11 @@ class Layer(nn.Module):
 class ReversibleLayer(Layer):
     """A layer of two streams: attention on the second is added to the first, feed-forward on that to the second."""
 
-    def forward(
-        self, x: Tensor, cache: Optional[LayerCache] = None, position: int = 0, mask: Optional[Tensor] = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, cache: Optional[LayerCache] = None, mask: Optional[Tensor] = None) -> Tensor:
         """Both streams, (2, B, n, D) to the same; the arguments are those of `Attention.forward`."""
         first, second = x.unbind()
-        first = first + self.attend(second, cache, position, mask)
-        return torch.stack((first, second + self.feed(first, cache, position)))
+        first = first + self.attend(second, cache, mask)
+        return torch.stack((first, second + self.feed(first, cache)))
 
 
 def make_layers(options: TransformerOptions, layout: Layout) -> nn.ModuleList:
@@ -165,17 +159,13 @@ def make_layers(options: TransformerOptions, layout: Layout) -> nn.ModuleList:
 
 
 def run_layers(
-    layers: nn.ModuleList,
-    x: Tensor,
-    caches: Optional[List[LayerCache]] = None,
-    position: int = 0,
-    invert: bool = True,
+    layers: nn.ModuleList, x: Tensor, caches: Optional[List[LayerCache]] = None, invert: bool = True
 ) -> Tensor:
-    """Run a stack: (B, n, D) to (B, n, D).
+    """Run a stack over the first positions of a sequence: (B, n, D) to (B, n, D).
 
     Args:
-        layers, x, position: as for `Attention.forward`.
-        caches: one a layer.
+        layers, x: the stack, and what it runs over.
+        caches: one a layer, which are given what later positions need.
         invert: let the backward pass compute the activations of reversible layers from their results.
     """
     reversible = isinstance(layers[0], ReversibleLayer)
@@ -184,7 +174,7 @@ def run_layers(
     if reversible:
         x = torch.stack((x, x))
     for index, layer in enumerate(layers):
-        x = layer(x, caches[index] if caches else None, position)
+        x = layer(x, caches[index] if caches else None)
     return x.mean(dim=0) if reversible else x
 
 

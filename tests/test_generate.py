@@ -12,8 +12,10 @@ import pytest
 import torch
 from PIL import Image, ImageChops, ImageStat
 
+import drawing
 from bpe.train import train_vocabulary
 from checkpoint import CheckpointError
+from models.decoding import TokenDrawer
 from options import OptionError, UserError
 from tests.conftest import SIDE, Run
 
@@ -52,6 +54,24 @@ def test_a_picture_depends_on_its_prompt_and_seed_alone(draw: Draw, checkpoint: 
     other = draw(checkpoint, CROSS, num_images=8, seed=5) / CROSS.replace(" ", "_")
     # how far a prompt moves so small a model depends on the torch release; that it does at all does not
     assert max(distance(alone / f"{n}.jpg", other / f"{n}.jpg") for n in range(8)) > redrawn
+
+
+def test_pictures_in_bfloat16_are_pictures_too(draw: Draw, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    types = []
+    decode = drawing.TokenDrawer.draw
+
+    def noting(drawer: TokenDrawer, *arguments: Any) -> torch.Tensor:
+        types.append(drawer.decoder.dtype)
+        return decode(drawer, *arguments)
+
+    monkeypatch.setattr(drawing.TokenDrawer, "draw", noting)
+    monkeypatch.setattr("commands.generate.has_bf16_instructions", lambda: True)
+    for bf16 in (False, True):
+        folder = draw(checkpoint, CIRCLE, num_images=2, bf16=bf16, seed=5) / CIRCLE.replace(" ", "_")
+        assert len(list(folder.glob("*.jpg"))) == 2
+    monkeypatch.setattr("commands.generate.has_bf16_instructions", lambda: False)
+    draw(checkpoint, CIRCLE, num_images=2, bf16=True)
+    assert types == [torch.float32, torch.bfloat16, torch.float32]
 
 
 def test_without_a_seed_every_call_draws_other_pictures_and_says_from_which_seed(

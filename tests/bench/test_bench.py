@@ -92,6 +92,12 @@ def test_a_contestant_that_ends_is_named() -> None:
         run_case(Case("case", "runs/s", 1, (broken,)), SURROUNDINGS, 1, 0)
 
 
+def test_a_contestant_with_threads_of_its_own_is_refused() -> None:
+    meddler = Contestant("meddler", "tests.bench.meddler:prepare", {})
+    with pytest.raises(BenchError, match="meddler computes with 3 threads, and the others with 1"):
+        run_case(Case("case", "runs/s", 1, (meddler,)), SURROUNDINGS, 1, 0)
+
+
 def test_slow_contestants_may_be_repeated_less_often() -> None:
     options = {"size": 4096}
     slow = Contestant("slow", "bench.machine:copying", options, repetitions=1, warmup=0)

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.attention import Attention
-from models.cache import LayerCache
-from models.patterns import Layout, Pattern
+from models.cache import KeyWindow, LayerCache, WindowTables
+from models.patterns import Pattern
 
 WIDTH, HEADS, HEAD_WIDTH, BATCH = 6, 2, 3, 2
 
@@ -50,34 +50,14 @@ def test_attention_equals_dense_attention_in_value_and_gradient(pattern: Pattern
         torch.testing.assert_close(ours, dense)
 
 
-@pytest.mark.parametrize("prefilled", [1, 3, 6])
-def test_prefill_and_single_steps_equal_the_whole_sequence(pattern: Pattern, prefilled: int) -> None:
-    attention, x = attention_of(pattern), sequences(pattern.layout.sequence_len)
-    cache = LayerCache(x.shape[1])
-    parts = [attention(x[:, :prefilled], cache)]
-    for position in range(prefilled, x.shape[1]):
-        parts.append(attention(x[:, position : position + 1], cache, position))
-    torch.testing.assert_close(torch.cat(parts, dim=1), attention(x))
-
-
-def test_a_step_reads_only_the_keys_that_its_pattern_allows(pattern: Pattern) -> None:
-    attention, x = attention_of(pattern), sequences(pattern.layout.sequence_len)
-    position, cache = x.shape[1] - 1, LayerCache(x.shape[1])
-    attention(x[:, :position], cache)
-    unseen = ~pattern.mask(x.shape[1])[position]
-    nothing = torch.full((BATCH, HEADS, 1, HEAD_WIDTH), torch.nan, dtype=x.dtype)
-    for start in unseen.nonzero().squeeze(1).tolist():
-        cache.keys.write(start, nothing)
-        cache.values.write(start, nothing)
-    assert attention(x[:, position:], cache, position).isfinite().all()
-
-
-def test_the_cache_is_of_the_type_that_the_layer_computes_in() -> None:
-    attention, cache = attention_of(Pattern("full", Layout(3, 2, 2))).float(), LayerCache(6)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        attention(sequences(3).float(), cache)
-        attention(sequences(1).float(), cache, 3)
-    assert cache.keys.at(3).dtype == cache.values.at(3).dtype == torch.bfloat16
+def test_a_cache_is_given_the_keys_and_values(pattern: Pattern) -> None:
+    attention, x = attention_of(pattern), sequences(pattern.layout.text_len).detach()
+    tables = WindowTables(pattern, x.device, x.dtype)
+    keys = KeyWindow(tables, BATCH, HEADS, HEAD_WIDTH)
+    with torch.no_grad():
+        attention(x, LayerCache(keys))
+        qkv = attention.to_qkv(x).view(BATCH, x.shape[1], 3, HEADS, HEAD_WIDTH)
+    assert torch.equal(keys.window[:, :, :, : x.shape[1]], qkv[:, :, 1:].permute(0, 2, 3, 1, 4))
 
 
 def test_dropout_changes_training_and_nothing_else(pattern: Pattern) -> None:
@@ -89,11 +69,11 @@ def test_dropout_changes_training_and_nothing_else(pattern: Pattern) -> None:
 @pytest.mark.parametrize("stable, rotary_emb", [(False, False), (True, True)])
 def test_a_lower_precision_reaches_every_kind(pattern: Pattern, stable: bool, rotary_emb: bool) -> None:
     attention = Attention(WIDTH, HEADS, 6, pattern, stable=stable, rotary_emb=rotary_emb)
-    x, written = sequences(pattern.layout.sequence_len).detach().float(), LayerCache(pattern.layout.sequence_len)
+    x = sequences(pattern.layout.sequence_len).detach().float()
     exact = attention(x)
     with Precisions() as seen, torch.autocast("cpu", torch.bfloat16):
-        computed = attention(x, written)
-    assert computed.dtype == written.keys.at(0).dtype == torch.bfloat16
+        computed = attention(x)
+    assert computed.dtype == torch.bfloat16
     assert seen.of_products == {torch.bfloat16}
     torch.testing.assert_close(computed.float(), exact, rtol=0.1, atol=0.05)
 

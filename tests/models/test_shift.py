@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.cache import PositionBuffer
+from models.cache import Place
 from models.patterns import Layout
 from models.shift import TokenShift
 
@@ -37,10 +37,13 @@ def test_channels_come_from_the_neighbours(layout: Layout, width: int, missing: 
     assert torch.equal(TokenShift(width, layout)(x), shifted(x, layout))
 
 
+@pytest.mark.parametrize("width", [4, 7, 8])
 @pytest.mark.parametrize("together", [1, 2, 3, 5])
-def test_positions_one_by_one_equal_the_whole_sequence(layout: Layout, together: int) -> None:
-    shift, x = TokenShift(8, layout), torch.randn(2, layout.sequence_len, 8)
-    earlier = PositionBuffer(layout.sequence_len)
-    parts = [shift(x[:, :together], earlier)]
-    parts += [shift(x[:, i : i + 1], earlier, i) for i in range(together, x.shape[1])]
-    assert torch.equal(torch.cat(parts, dim=1), shift(x))
+def test_positions_one_by_one_equal_the_whole_sequence(layout: Layout, width: int, together: int) -> None:
+    shift, x = TokenShift(width, layout), torch.randn(2, layout.sequence_len, width)
+    earlier = shift.new_neighbours(2, x.device, x.dtype)
+    parts = list(shift(x[:, :together], earlier).unbind(1))
+    for position in range(together, layout.sequence_len):
+        step = shift.shift_text if position < layout.text_len else shift.shift_pixel
+        parts.append(step(x[:, position], earlier, Place(torch.tensor([position]))))
+    assert torch.equal(torch.stack(parts, dim=1), shift(x))
