@@ -7,7 +7,6 @@ reached 92 to 98 (gradients of inputs) and 91 to 98 where it reached 89 to 93 (g
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any, Callable, Dict, FrozenSet, Optional, Sequence, Tuple
 
@@ -15,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from models.products import onednn_linear
 
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -29,7 +30,7 @@ def is_faster(flags: FrozenSet[str]) -> bool:
 
     A rule and no measurement at the start, so that every run on a machine computes the same bits.
     """
-    return "AuthenticAMD" in flags and "avx512f" in flags and _product() is not None
+    return "AuthenticAMD" in flags and "avx512f" in flags and onednn_linear() is not None
 
 
 class OneDnnLinear(TorchFunctionMode):
@@ -68,17 +69,6 @@ def _is_ours(x: Tensor) -> bool:
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
-    product = _product()
+    product = onednn_linear()
     assert product is not None, "is_faster asks for it"
     return product(x, weight, bias, "none", [], "")
-
-
-@functools.lru_cache(maxsize=None)
-def _product() -> Optional[Callable[..., Tensor]]:
-    """PyTorch's own call of oneDNN, where this build has it; the one of 2.0 knows no product without more to it."""
-    product = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    try:
-        product(torch.zeros(1, 1), torch.zeros(1, 1), None, "none", [], "")
-    except (RuntimeError, TypeError):
-        return None
-    return product

@@ -21,7 +21,7 @@ Legend: R rows, M width of the input, N of the output, P parts.
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ def row_product(weight: Tensor, bias: Optional[Tensor], rows: int) -> RowProduct
         parts = torch.get_num_threads()
         if rows <= _MOST_ROWS_OF_PARTS and weight.dtype != torch.bfloat16 and _can_be_parted(weight, parts):
             return _product_of_parts(weight, bias, parts)
-        if weight.dtype in (torch.float32, torch.bfloat16) and _onednn("_linear_pointwise"):
+        if weight.dtype in (torch.float32, torch.bfloat16) and onednn_linear() is not None:
             return _onednn_product(weight, bias, rows)
     return functools.partial(F.linear, weight=weight, bias=bias)
 
@@ -66,13 +66,27 @@ def _product_of_parts(weight: Tensor, bias: Optional[Tensor], parts: int) -> Row
 
 def _onednn_product(weight: Tensor, bias: Optional[Tensor], rows: int) -> RowProduct:
     """By oneDNN; a copy of the weights in its own order is kept where that pays."""
-    reorder, multiply = _onednn("_reorder_linear_weight"), _onednn("_linear_pointwise")
+    reorder, multiply = onednn_reorder(), onednn_linear()
     assert multiply is not None, "the caller asks for it"
     if (rows > 1 or weight.dtype == torch.bfloat16) and reorder is not None:
         weight = reorder(weight, rows)
     return lambda x: multiply(x, weight, bias, "none", [], "")
 
 
-def _onednn(name: str) -> Optional[Callable[..., Any]]:
-    """A call of oneDNN that PyTorch keeps for its own compiler, where this build has it."""
-    return getattr(torch.ops.mkldnn, name, None) if torch.backends.mkldnn.is_available() else None
+def onednn_reorder() -> Optional[Callable[..., Tensor]]:
+    """Another such call: a copy of a weight in the order that so many rows are multiplied with fastest."""
+    return getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
+
+
+@functools.lru_cache(maxsize=None)
+def onednn_linear() -> Optional[Callable[..., Tensor]]:
+    """A call of oneDNN that PyTorch keeps for its own compiler: of x, weight, bias, "none", [], "".
+
+    None where this build has none; the one of PyTorch 2.0 knows no product without more to it.
+    """
+    linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    try:
+        linear(torch.zeros(1, 1), torch.zeros(1, 1), None, "none", [], "")
+    except (RuntimeError, TypeError):
+        return None
+    return linear

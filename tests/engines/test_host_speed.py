@@ -15,8 +15,9 @@ import engines.host
 from engines import open_engine
 from engines.host import HostEngine
 from engines.memory import fitting_batch, measure_activations
-from engines.onednn import OneDnnLinear, _product, is_faster
+from engines.onednn import OneDnnLinear, is_faster
 from engines.options import IpuOptions, TrainingOptions
+from models.products import onednn_linear
 from options import OptionError
 from tests.parity import Case, make_model, make_samples
 from tests.parity import make_engine as make_ipu_engine
@@ -138,7 +139,7 @@ def test_reversible_layers_are_not_checkpointed() -> None:
 
 # --------------------------------------------------------------------------------------------------------------- oneDNN
 
-needs_onednn = pytest.mark.skipif(_product() is None, reason="this PyTorch has no oneDNN")
+needs_onednn = pytest.mark.skipif(onednn_linear() is None, reason="this PyTorch has no oneDNN")
 
 
 @needs_onednn
@@ -181,4 +182,4 @@ def test_onednn_is_chosen_by_the_processor_alone() -> None:
     assert not is_faster(frozenset({"GenuineIntel", "avx512f"}))
     assert not is_faster(frozenset({"AuthenticAMD", "avx2"}))
     assert not is_faster(frozenset())
-    assert is_faster(frozenset({"AuthenticAMD", "avx512f"})) == (_product() is not None)
+    assert is_faster(frozenset({"AuthenticAMD", "avx512f"})) == (onednn_linear() is not None)
