@@ -71,7 +71,9 @@ ON_IPUS = set(
 )
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/shards.md", "docs/encoded.md", "docs/ipu.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/shards.md", "docs/encoded.md", "docs/ipu.md", "docs/performance.md"]
+)
 def test_every_option_that_a_page_names_is_one_of_a_command(page: str) -> None:
     known = set().union(*(spellings(command) for command in COMMANDS)) | OTHERS | {"samples_per_shard", "out_dir"}
     known |= ON_IPUS if page == "docs/ipu.md" else set()
