@@ -14,15 +14,17 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from engines.base import Batch, Inputs, as_inputs
+from engines.kernels import use_kernels
 from engines.layers import checkpoint_layers, compile_layers
 from engines.loading import MicroBatches
 from engines.memory import estimate_memory, fitting_batch, measure_activations
-from engines.onednn import OneDnnLinear, cpu_flags, is_faster
+from engines.onednn import OneDnnLinear, cpu_flags, is_faster, lay_out
 from engines.options import IpuOptions, TrainingOptions
 from engines.sampler import Streamed, training_sampler
 from optim import (
     WeightAverage,
     clip_gradients,
+    in_memory_order,
     load_named_optimizer_state,
     make_optimizer,
     named_optimizer_state,
@@ -56,10 +58,13 @@ class HostEngine:
         # convolutions are several times faster when a pixel's channels lie side by side
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         single = self.device.type == "cpu" and self.dtype == torch.float32
-        uses_onednn = single and not training.compile and is_faster(cpu_flags())  # compiled code has calls of its own
+        uses_onednn = single and is_faster(cpu_flags())
+        if uses_onednn:
+            lay_out(self.model)
         self._products: Callable[[], ContextManager[Any]] = OneDnnLinear if uses_onednn else contextlib.nullcontext
         if training.checkpoint_activations:
             checkpoint_layers(self.model, self._products)
+        use_kernels(self.model, self.device, self.dtype, training.compile)
         if training.compile:
             compile_layers(self.model)
         # decided when the memory that a sample takes is known
@@ -202,7 +207,8 @@ class HostEngine:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
-            self.optimizer.step()
+            with in_memory_order(self.optimizer):
+                self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     @property

@@ -25,7 +25,7 @@ def measure_activations(model: nn.Module, inputs: Inputs) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # itself it would hold what made it, which holds it: a circle that is never freed
 
     devices = [inputs[0].device] if inputs[0].is_cuda else []
     with torch.random.fork_rng(devices), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

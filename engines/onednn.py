@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, FrozenSet, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from models.products import onednn_linear
@@ -31,6 +31,17 @@ def is_faster(flags: FrozenSet[str]) -> bool:
     A rule and no measurement at the start, so that every run on a machine computes the same bits.
     """
     return "AuthenticAMD" in flags and "avx512f" in flags and onednn_linear() is not None
+
+
+def lay_out(model: nn.Module) -> None:
+    """Keep the weights (N, K) of layers that widen, N > K, as the rows of (K, N); names, shapes and values stay.
+
+    oneDNN wants the first factor of a product row by row. Of the gradient of such weights, (N, R) (R, K), that would be
+    a copy of the wide one, which takes half as long as the product; transposed, it is one of the narrow one.
+    """
+    for module in model.modules():
+        if type(module) is nn.Linear and module.out_features > module.in_features:
+            module.weight.data = module.weight.data.t().contiguous().t()
 
 
 class OneDnnLinear(TorchFunctionMode):
@@ -60,15 +71,41 @@ class _Linear(torch.autograd.Function):
         wanted = ctx.needs_input_grad
         rows = gradient.reshape(-1, gradient.shape[-1])
         of_x = _multiply(rows, weight.t()).view(x.shape) if wanted[0] else None
-        of_weight = _multiply(rows.t(), x.reshape(-1, x.shape[-1]).t()) if wanted[1] else None
+        of_weight = _gradient_of_weight(x.reshape(-1, x.shape[-1]), weight, rows) if wanted[1] else None
         return of_x, of_weight, rows.sum(dim=0) if ctx.has_bias and wanted[2] else None
+
+
+def _gradient_of_weight(x: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
+    """Of inputs (R, K) and the gradient of outputs (R, N): (N, K), laid out as the weight is."""
+    if weight.is_contiguous():
+        return _multiply(gradient.t(), x.t())
+    return _multiply(x.t(), gradient.t()).t()
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+    """x (..., K), weight (N, K) and bias (N,) or None to (..., N)."""
+    if _compiled_product is not None and torch.compiler.is_compiling():
+        return _compiled_product(x, weight, bias)
+    return _product(x, weight, bias)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+    product = onednn_linear()
+    assert product is not None, "is_faster asks for it"
+    return product(x, weight, bias, "none", [], "")
+
+
+def _make_compiled_product() -> Optional[Callable[..., Tensor]]:
+    """The product as an operator of our own, which PyTorch's compiler calls as it is; oneDNN's it would rewrite."""
+    if not hasattr(torch.library, "custom_op"):
+        return None
+    product = torch.library.custom_op("dalle::onednn_product", _product, mutates_args=())
+    product.register_fake(lambda x, weight, bias: x.new_empty(*x.shape[:-1], len(weight)))
+    return product
+
+
+_compiled_product = _make_compiled_product()
 
 
 def _is_ours(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.device.type == "cpu"
-
-
-def _multiply(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
-    product = onednn_linear()
-    assert product is not None, "is_faster asks for it"
-    return product(x, weight, bias, "none", [], "")

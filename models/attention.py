@@ -108,7 +108,7 @@ class Attention(nn.Module):
             cache: is given their keys and values, for later positions.
             mask: without a pattern, the positions that may be looked at, (B, n).
         """
-        q, k, v = rearrange(self.to_qkv(x), "b s (three h k) -> three b h s k", three=3, h=self.heads)
+        q, k, v = (t.transpose(1, 2) for t in self.to_qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2))
         if self.rotary_emb:
             q, k, v = (rotate(t, self.cosines[: x.shape[1]], self.sines[: x.shape[1]]) for t in (q, k, v))
         if cache is not None:

@@ -25,6 +25,9 @@ PADDING = 0
 WHOLE_VOCABULARY = slice(None)
 STABLE_GRADIENT_SHARE = 0.1  # of the embeddings' gradient, under `stable`
 EmbeddingKernel = Callable[[Tensor, Tensor, Optional[Tensor]], Tensor]
+LossKernel = Callable[[Tensor, nn.Linear, int, Tensor, Tensor], Tuple[Tensor, Tensor]]
+"""Of normalised x (B, S, D), the projection to logits, the text ids it has before those of image tokens, the text
+(B, T), padding numbered, and image tokens (B, I): the mean cross-entropies of both."""
 
 
 def embed(table: Tensor, ids: Tensor, position: Optional[Tensor] = None) -> Tensor:
@@ -77,6 +80,7 @@ class Dalle(nn.Module):
         keeps_caches: whether it draws with what it kept of earlier positions; else each token takes a whole pass.
         inverts_layers: whether reversible layers are trained without holding their activations; an engine that
             computes activations again by itself switches it off.
+        loss_kernel: computes the losses from what the layers give; None: from logits. An engine sets it to its own.
 
     Args:
         options: of the transformer.
@@ -94,6 +98,7 @@ class Dalle(nn.Module):
     ) -> None:
         super().__init__()
         self.options = options
+        self.loss_kernel: Optional[LossKernel] = None
         self.text_seq_len = options.text_seq_len
         self.padding_start = text_vocab_size
         self.text_vocab_size = text_vocab_size + options.text_seq_len
@@ -144,17 +149,13 @@ class Dalle(nn.Module):
         if self.training and self.options.null_cond_prob:
             text = drop_texts(text, self.options.null_cond_prob)
         text = self.number_padding(text)
-        text_logits, image_logits = self.logits(text, image_tokens)
-        text_loss = F.cross_entropy(text_logits.flatten(0, 1), text.flatten())
-        image_loss = F.cross_entropy(image_logits.flatten(0, 1), image_tokens.flatten())
+        text_loss, image_loss = self._losses(self._run_all(text, image_tokens), text, image_tokens)
         weight = self.options.loss_img_weight
         return (text_loss + weight * image_loss) / (weight + 1), text_loss, image_loss
 
     def logits(self, text: Tensor, image_tokens: Tensor) -> Tuple[Tensor, Tensor]:
         """Logits of the text tokens (B, T, V text) and of the image tokens (B, I, V image); padding numbered."""
-        x = torch.cat((self.embed_text(text), self.embed_image(image_tokens[:, :-1])), dim=1)  # (B, S, D)
-        x = self.run(x)
-        return self.text_logits(x[:, : self.text_seq_len]), self.image_logits(x[:, self.text_seq_len :])
+        return self._segments(self._run_all(text, image_tokens))
 
     def run(self, x: Tensor, caches: Optional[List[LayerCache]] = None) -> Tensor:
         """Run the layers over the embedded first positions of a sequence, (B, n, D) to (B, n, D).
@@ -195,10 +196,27 @@ class Dalle(nn.Module):
         """(B, n, D) to (B, n, V image)."""
         return self._segment_logits(x, slice(self.text_vocab_size, None))
 
+    def _run_all(self, text: Tensor, image_tokens: Tensor) -> Tensor:
+        """What the layers give for a whole sequence: (B, S, D)."""
+        return self.run(torch.cat((self.embed_text(text), self.embed_image(image_tokens[:, :-1])), dim=1))
+
+    def _segments(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+        return self.text_logits(x[:, : self.text_seq_len]), self.image_logits(x[:, self.text_seq_len :])
+
+    def _losses(self, x: Tensor, text: Tensor, image_tokens: Tensor) -> Tuple[Tensor, Tensor]:
+        if self.loss_kernel is not None:
+            return self.loss_kernel(self._normalize(x), self.to_logits, self.text_vocab_size, text, image_tokens)
+        text_logits, image_logits = self._segments(x)
+        text_loss = F.cross_entropy(text_logits.flatten(0, 1), text.flatten())
+        return text_loss, F.cross_entropy(image_logits.flatten(0, 1), image_tokens.flatten())
+
     def _segment_logits(self, x: Tensor, segment: slice) -> Tensor:
+        return self.to_logits(self._normalize(x), segment)
+
+    def _normalize(self, x: Tensor) -> Tensor:
         if self.options.stable:
             x = x / x.amax(dim=-1, keepdim=True).detach()
-        return self.to_logits(self.norm(x), segment)
+        return self.norm(x)
 
 
 def drop_texts(text: Tensor, share: float) -> Tensor:

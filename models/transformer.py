@@ -7,7 +7,7 @@ Legend: B batch, n positions, D width.
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +22,21 @@ from models.shift import TokenShift
 from options import OptionError
 
 FEED_FORWARD_FACTOR = 4
+GateKernel = Callable[[Tensor], Tensor]
+
+
+def gate(inner: Tensor) -> Tensor:
+    """One half of the channels times the GELU of the other: (B, S, 2 D) to (B, S, D)."""
+    values, gates = inner.chunk(2, dim=-1)
+    return values * F.gelu(gates)
 
 
 class FeedForward(nn.Module):
-    """Gated feed-forward: half of a widened projection, times the GELU of the other half, projected back."""
+    """Gated feed-forward: half of a widened projection, times the GELU of the other half, projected back.
+
+    Attributes:
+        kernel: computes what `gate` does; an engine sets it to an operator of its machine.
+    """
 
     def __init__(self, hidden_size: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -33,11 +44,11 @@ class FeedForward(nn.Module):
         self.to_inner = nn.Linear(hidden_size, 2 * inner_size)
         self.dropout = nn.Dropout(dropout)
         self.to_out = nn.Linear(inner_size, hidden_size)
+        self.kernel: GateKernel = gate
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, S, D) to (B, S, D)."""
-        values, gates = self.to_inner(x).chunk(2, dim=-1)
-        return self.to_out(self.dropout(values * F.gelu(gates)))
+        return self.to_out(self.dropout(self.kernel(self.to_inner(x))))
 
 
 class LayerScale(nn.Module):

@@ -14,6 +14,7 @@ from optim import (
     Schedule,
     WeightAverage,
     clip_gradients,
+    in_memory_order,
     load_named_optimizer_state,
     make_optimizer,
     named_optimizer_state,
@@ -75,6 +76,48 @@ def test_the_optimizers_state_under_names_repeats_the_next_updates_bit_by_bit(ki
         update(model, optimizer, batch)
         update(resumed, resumed_optimizer, batch)
         assert equal(weights(resumed), weights(model))
+
+
+def laid_out(model: nn.Module) -> nn.Module:
+    """The same weights, those of two dimensions lying column by column."""
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            parameter.data = parameter.data.t().contiguous().t()
+    return model
+
+
+@pytest.mark.parametrize("kind", ["Adam", "AdamW"])
+def test_weights_that_lie_otherwise_are_updated_alike_and_stay_so(kind: str) -> None:
+    options = TrainingOptions(optimizer=kind, weight_decay=0.1, learning_rate=0.1)
+    model, inputs = make_model(), torch.randn(3, 3, 4)
+    other = laid_out(copy.deepcopy(model))
+    optimizer, others = make_optimizer(model, options), make_optimizer(other, options)
+    for batch in inputs:
+        update(model, optimizer, batch)
+        others.zero_grad()
+        other(batch).square().mean().backward()
+        with in_memory_order(others):
+            others.step()
+    for (name, one), (_, turned) in zip(trainable_parameters(model), trainable_parameters(other)):
+        torch.testing.assert_close(turned, one, rtol=1e-5, atol=1e-6)
+        assert turned.dim() == 1 or 1 in turned.shape or turned.stride() == (1, len(turned))
+        state = named_optimizer_state(others, other)[name]
+        assert state["exp_avg"].stride() == turned.stride() == turned.grad.stride()  # type: ignore[union-attr]
+
+
+def test_a_state_is_laid_out_as_the_weights_that_take_it() -> None:
+    options = TrainingOptions(learning_rate=0.1)
+    model, inputs = make_model(), torch.randn(4, 3, 4)
+    optimizer = make_optimizer(model, options)
+    update(model, optimizer, inputs[0])
+    other = laid_out(copy.deepcopy(model))
+    others = make_optimizer(other, options)
+    load_named_optimizer_state(others, other, named_optimizer_state(optimizer, model))
+    for batch in inputs[1:]:
+        update(model, optimizer, batch)
+        update(other, others, batch)
+    for one, turned in zip(weights(model), weights(other)):
+        torch.testing.assert_close(turned, one, rtol=1e-5, atol=1e-6)
 
 
 def test_a_loaded_state_is_a_copy() -> None:

@@ -15,8 +15,9 @@ import engines.host
 from engines import open_engine
 from engines.host import HostEngine
 from engines.memory import fitting_batch, measure_activations
-from engines.onednn import OneDnnLinear, is_faster
+from engines.onednn import OneDnnLinear, is_faster, lay_out
 from engines.options import IpuOptions, TrainingOptions
+from models.dalle import Projection
 from models.products import onednn_linear
 from options import OptionError
 from tests.parity import Case, make_model, make_samples
@@ -124,7 +125,7 @@ def test_compiled_layers_train_as_plain_ones(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch, "compile", without_a_compiler)
     transformer = {"attn_types": ("axial_row", "full")}
     assert_alike(trained(engine_of(transformer, compile=True)), trained(engine_of(transformer)))
-    assert len(compiled) == 2
+    assert [function.__name__ for function in compiled] == ["logits_gradient", "forward", "forward"]
 
 
 @pytest.mark.parametrize("option", ["compile", "checkpoint_activations"])
@@ -178,6 +179,18 @@ def test_a_step_by_onednn_trains_as_one_without(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(engines.host, "is_faster", lambda flags, faster=faster: faster)
         outcomes.append(trained(engine_of({"attn_types": ("axial_col", "full")}, batch_size=2)))
     assert_alike(outcomes[1], outcomes[0])
+
+
+@needs_onednn
+def test_only_layers_that_widen_are_laid_out_otherwise_and_keep_their_weights() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4), nn.Linear(4, 4), Projection(4, 9))
+    before = [weight.clone() for weight in model.state_dict().values()]
+    lay_out(model)
+    assert [layer.weight.is_contiguous() for layer in model] == [False, True, True, True]
+    assert all(torch.equal(now, old) for now, old in zip(model.state_dict().values(), before))
+    with OneDnnLinear():
+        model(torch.randn(3, 4)).sum().backward()
+    assert all(layer.weight.grad.stride() == layer.weight.stride() for layer in model)
 
 
 def test_onednn_is_chosen_by_the_processor_alone() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
-from typing import Dict
+import weakref
+from typing import Any, Dict, List
 
 import pytest
 import torch
@@ -47,6 +49,25 @@ def test_measuring_leaves_weights_gradients_and_random_numbers_as_they_were() ->
     measure_activations(model, (torch.rand(2, 4, generator=torch.Generator()),))
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(p, w) and p.grad is None for p, w in zip(model.parameters(), weights))
+
+
+def test_what_was_measured_is_let_go() -> None:
+    held: List[Any] = []
+
+    class Kept(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            weights = (x * self.scale).softmax(dim=-1)  # kept as the output of its own gradient
+            held.append(weakref.ref(weights))
+            return weights.square().sum()
+
+    module = Kept()
+    module.scale = nn.Parameter(torch.ones(4))
+    gc.disable()
+    try:
+        measure_activations(module, (torch.rand(2, 4),))
+        assert held[0]() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("averaged", [False, True])
