@@ -48,7 +48,7 @@ def make_folder(folder: Path, count: int, source: Optional[str]) -> None:
 
 def ours(folder: str, image_size: int, batch: int, workers: int, **_: Any) -> Repetition:
     """One epoch of our dataset through the loader of our host engine."""
-    options = DataOptions(input_folder=folder, dataloader_workers=workers)
+    options = DataOptions(input_folder=folder, dataloader_workers=workers, byteio=True)  # as host engines are given
     dataset = ImageDataset(_files(folder), options, image_size, DataReport(Path(folder) / "data_report.jsonl"))
     training = TrainingOptions(batch_size=batch, device="cpu")
     engine = HostEngine(nn.Linear(1, 1), training, IpuOptions(), workers)
