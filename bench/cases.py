@@ -64,8 +64,12 @@ class Scope:
         self, precision: str, rivals: Sequence[str] = (), name: Optional[str] = None, **options: Any
     ) -> Contestant:
         """A training step of ours."""
-        given = {"precision": precision, "options": self.options, **options}
+        given = {"precision": precision, **options, "options": {**self.options, **options.get("options", {})}}
         return Contestant(name or f"ours {precision}", "bench.training:ours", given, tuple(rivals))
+
+    def compiled(self, precision: str, rivals: Sequence[str], suffix: str = "", **options: Any) -> Contestant:
+        """A training step of ours with compiled layers."""
+        return self.ours(precision, rivals, f"ours {precision} compiled{suffix}", options={"compile": True}, **options)
 
     def theirs(
         self, precision: str, name: Optional[str] = None, rivals: Sequence[str] = (), **options: Any
@@ -96,6 +100,7 @@ def training(scope: Scope) -> List[Case]:
             [
                 scope.ours("fp32", (f"{THEIRS} fp32",), setting=name),
                 scope.ours("bf16", (f"{THEIRS} fp32", f"{THEIRS} bf16"), setting=name),
+                scope.compiled("bf16", (f"{THEIRS} fp32", f"{THEIRS} bf16"), setting=name),
                 scope.theirs("fp32", setting=name),
                 scope.theirs("bf16", setting=name),
             ],
@@ -122,6 +127,7 @@ def pictures_case(scope: Scope, name: str, setting: Setting, precision: str, riv
     contestants = [
         scope.ours(precision, against, pictures=True, **given),
         scope.ours(precision, against, once, **given),
+        scope.compiled(precision, against, ", encoded once", **given),
         Contestant(encoding, "bench.training:our_encoding", {**given, "precision": precision}),
         *(scope.theirs(rival, pictures=True, **given) for rival in rivals),
     ]

@@ -64,7 +64,7 @@ class HostEngine:
         self._products: Callable[[], ContextManager[Any]] = OneDnnLinear if uses_onednn else contextlib.nullcontext
         if training.checkpoint_activations:
             checkpoint_layers(self.model, self._products)
-        use_kernels(self.model, self.device, self.dtype, training.compile)
+        use_kernels(self.model, self.device, self.dtype, training.compile, training.checkpoint_activations)
         if training.compile:
             compile_layers(self.model)
         # decided when the memory that a sample takes is known

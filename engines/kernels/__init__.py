@@ -13,7 +13,9 @@ from models.dalle import Dalle
 from models.transformer import FeedForward
 
 
-def use_kernels(model: nn.Module, device: torch.device, dtype: torch.dtype, compiled: bool) -> None:
+def use_kernels(
+    model: nn.Module, device: torch.device, dtype: torch.dtype, compiled: bool = False, checkpointed: bool = False
+) -> None:
     """Let a model be trained with the kernels that suit it.
 
     Args:
@@ -21,11 +23,13 @@ def use_kernels(model: nn.Module, device: torch.device, dtype: torch.dtype, comp
         device: on GPUs PyTorch's fused attention is the faster one.
         dtype: of the products.
         compiled: whether the layers are compiled, which fuses their parts by itself.
+        checkpointed: whether their activations are computed again, which PyTorch 2.0 can't do for such kernels.
     """
+    plain = device.type != "cpu" or compiled or (checkpointed and torch.__version__ < "2.1")
     for module in model.modules():
         if isinstance(module, Dalle) and dtype != torch.float16:
             module.loss_kernel = SegmentLosses(dtype, compiled)
-        if device.type != "cpu" or compiled:
+        if plain:
             continue
         if isinstance(module, Attention) and module.pattern is not None and not module.stable:
             module.kernel = attention

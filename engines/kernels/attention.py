@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from models.attention import is_axial
+from models.attention import is_axial, scale_queries
 from models.patterns import Pattern
 
 
@@ -35,18 +35,18 @@ class _DenseAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, forbidden: Tensor) -> Tensor:
         shape = q.shape
-        q, k, v = (t.flatten(0, 1) for t in (q, k, v))  # (G, n, K)
-        weights = _softmax_(_product(q, k.transpose(1, 2), _scale(q)).masked_fill_(forbidden, float("-inf")))
+        q, k, v = (t.flatten(0, 1) for t in (scale_queries(q, stable=False), k, v))  # (G, n, K)
+        weights = _softmax_(torch.bmm(q, k.transpose(1, 2)).masked_fill_(forbidden, float("-inf")))
         ctx.save_for_backward(q, k, v, weights)
         return torch.bmm(weights, v).view(shape)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, weights = ctx.saved_tensors
-        shape, gradient, scale = gradient.shape, gradient.flatten(0, 1), _scale(q)
+        shape, gradient = gradient.shape, gradient.flatten(0, 1)
         of_v = torch.bmm(weights.transpose(1, 2), gradient)
         of_scores = _softmax_gradient_(torch.bmm(gradient, v.transpose(1, 2)), weights)  # 0 where forbidden
-        of_q, of_k = _product(of_scores, k, scale), _product(of_scores.transpose(1, 2), q, scale)
+        of_q, of_k = scale_queries(torch.bmm(of_scores, k), stable=False), torch.bmm(of_scores.transpose(1, 2), q)
         return of_q.view(shape), of_k.view(shape), of_v.view(shape), None
 
 
@@ -56,13 +56,14 @@ class _AxialAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
         shape, text_len = q.shape, pattern.layout.text_len
-        (q_text, q_line), (k_text, k_line), (v_text, v_line) = (_part(t, pattern) for t in (q, k, v))
-        q_image, scale = q_line.view(len(q_text), -1, shape[-1]), _scale(q)  # (G, L N, K)
+        parts = (_part(t, pattern) for t in (scale_queries(q, stable=False), k, v))
+        (q_text, q_line), (k_text, k_line), (v_text, v_line) = parts
+        q_image = q_line.view(len(q_text), -1, shape[-1])  # (G, L N, K)
 
-        text_weights = _product(q_text, k_text.transpose(1, 2), scale)  # (G, T, T)
+        text_weights = torch.bmm(q_text, k_text.transpose(1, 2))  # (G, T, T)
         text_weights = _softmax_(text_weights.masked_fill_(_forbidden(pattern, text_len), float("-inf")))
-        on_text = _product(q_image, k_text.transpose(1, 2), scale)  # (G, L N, T)
-        on_line = _product(q_line, k_line.transpose(1, 2), scale)  # (G L, N, N)
+        on_text = torch.bmm(q_image, k_text.transpose(1, 2))  # (G, L N, T)
+        on_line = torch.bmm(q_line, k_line.transpose(1, 2))  # (G L, N, N)
         on_line.masked_fill_(_later(on_line.shape[1]), float("-inf"))
         weights = _softmax_(torch.cat((on_text, on_line.view(*on_text.shape[:2], -1)), dim=2))  # (G, L N, T + N)
         on_text, on_line = _split(weights, on_line)
@@ -78,7 +79,7 @@ class _AxialAttention(torch.autograd.Function):
         q_text, q_line, k_text, k_line, v_text, v_line, text_weights, weights = ctx.saved_tensors
         text, line = _part(gradient, ctx.pattern)
         images = (len(text), -1, text.shape[-1])  # (G, L N, K)
-        q_image, image, scale = q_line.view(images), line.view(images), _scale(text)
+        q_image, image = q_line.view(images), line.view(images)
 
         line_products = torch.bmm(line, v_line.transpose(1, 2))  # (G L, N, N)
         on_text, on_line = _split(weights, line_products)
@@ -89,15 +90,14 @@ class _AxialAttention(torch.autograd.Function):
         of_text_scores = _softmax_gradient_(torch.bmm(text, v_text.transpose(1, 2)), text_weights)  # (G, T, T)
 
         on_text, on_line = _split(of_scores, line_products)  # by now the gradients of the scores
-        of_q_text = _product(of_text_scores, k_text, scale)
-        of_k_text = _product(of_text_scores.transpose(1, 2), q_text, scale)
-        of_k_text.baddbmm_(on_text.transpose(1, 2), q_image, alpha=scale)
-        of_q_image = _product(on_text, k_text, scale)
-        of_q_image.view(q_line.shape).baddbmm_(on_line, k_line, alpha=scale)
-        of_k_line = _product(on_line.transpose(1, 2), q_line, scale)
+        of_q_text = torch.bmm(of_text_scores, k_text)
+        of_k_text = torch.bmm(of_text_scores.transpose(1, 2), q_text).baddbmm_(on_text.transpose(1, 2), q_image)
+        of_q_image = torch.bmm(on_text, k_text)
+        of_q_image.view(q_line.shape).baddbmm_(on_line, k_line)
+        of_k_line = torch.bmm(on_line.transpose(1, 2), q_line)
         pairs = ((of_q_text, of_q_image), (of_k_text, of_k_line), (of_v_text, of_v_line))
         of_q, of_k, of_v = (_whole(*pair, ctx.pattern, gradient.shape) for pair in pairs)
-        return of_q, of_k, of_v, None
+        return scale_queries(of_q, stable=False), of_k, of_v, None
 
 
 def _part(t: Tensor, pattern: Pattern) -> Tuple[Tensor, Tensor]:
@@ -129,15 +129,6 @@ def _split(weights: Tensor, lines: Tensor) -> Tuple[Tensor, Tensor]:
     size = lines.shape[-1]
     on_text, on_line = weights.split([weights.shape[-1] - size, size], dim=2)
     return on_text, on_line.view(lines.shape)
-
-
-def _scale(q: Tensor) -> float:
-    return float(q.shape[-1] ** -0.5)
-
-
-def _product(one: Tensor, other: Tensor, scale: float) -> Tensor:
-    """`scale` times a batch of products, (G, n, K) and (G, K, m) to (G, n, m)."""
-    return torch.baddbmm(one.new_empty(1, 1, 1), one, other, beta=0, alpha=scale)
 
 
 def _softmax_(scores: Tensor) -> Tensor:

@@ -101,7 +101,11 @@ def test_ipus_refuse_what_is_for_the_host(option: Dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("transformer", [{}, {"attn_types": ("axial_row",), "ff_dropout": 0.2}], ids=str)
-def test_checkpointed_activations_give_the_same_bits_and_keep_less(transformer: Dict[str, Any]) -> None:
+def test_checkpointed_activations_give_the_same_bits_and_keep_less(
+    transformer: Dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if torch.__version__ < "2.1":  # which takes other kernels then, whose bits are others
+        monkeypatch.setattr(engines.host, "use_kernels", lambda *_: None)
     plain, checkpointed = (engine_of(transformer, checkpoint_activations=value) for value in (False, True))
     inputs = tuple(tensor[:2] for tensor in make_samples(2))
     kept = [measure_activations(engine.model, inputs) for engine in (plain, checkpointed)]

@@ -170,7 +170,7 @@ def test_a_model_with_kernels_has_the_losses_and_gradients_of_one_without(transf
     for with_kernels in (False, True):
         model = make_model(Case("kernels", transformer))
         if with_kernels:
-            use_kernels(model, torch.device("cpu"), torch.float32, compiled=False)
+            use_kernels(model, torch.device("cpu"), torch.float32)
         losses = model(*make_samples(3))
         losses[0].backward()
         outcomes.append([*losses, *(p.grad for p in model.dalle.parameters())])
@@ -198,5 +198,5 @@ def test_layers_that_are_compiled_or_on_gpus_have_their_own_and_half_precision_h
         use_kernels(model, torch.device(device), dtype, compiled)
         assert model.dalle.loss_kernel is not None and model.dalle.layers[0].attention.kernel is None
     model = make_model(Case("kernels", {}))
-    use_kernels(model, torch.device("cuda"), torch.float16, compiled=False)
+    use_kernels(model, torch.device("cuda"), torch.float16)
     assert model.dalle.loss_kernel is None
