@@ -13,7 +13,6 @@ import functools
 from typing import Any, Tuple
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -102,11 +101,17 @@ class _AxialAttention(torch.autograd.Function):
 
 def _part(t: Tensor, pattern: Pattern) -> Tuple[Tensor, Tensor]:
     """(B, H, n, K) as text (G, T, K) and lines of the picture (G L, N, K); what the picture lacks is 0."""
-    layout = pattern.layout
+    layout, columns = pattern.layout, pattern.layout.columns
     text, image = t.split([layout.text_len, t.shape[2] - layout.text_len], dim=2)
-    image = F.pad(image, (0, 0, 0, layout.image_len - image.shape[2]))
-    order = "b h (y x) k -> (b h y) x k" if pattern.kind == "axial_row" else "b h (y x) k -> (b h x) y k"
-    return text.flatten(0, 1), rearrange(image, order, x=layout.columns)
+    lines = t.new_empty(*t.shape[:2], *_lines(pattern), t.shape[3])
+    grid = lines if pattern.kind == "axial_row" else lines.transpose(2, 3)  # (B, H, rows, columns, K)
+    rows, rest = divmod(image.shape[2], columns)
+    grid[:, :, :rows] = image[:, :, : rows * columns].unflatten(2, (rows, columns))
+    if rows < layout.rows:
+        grid[:, :, rows, :rest] = image[:, :, rows * columns :]
+        grid[:, :, rows, rest:] = 0
+        grid[:, :, rows + 1 :] = 0
+    return text.flatten(0, 1), lines.flatten(0, 2)
 
 
 def _whole(text: Tensor, lines: Tensor, pattern: Pattern, shape: Tuple[int, ...]) -> Tensor:
