@@ -72,12 +72,16 @@ def load_named_optimizer_state(
         parameter = parameters[name]
         optimizer.state[parameter] = {
             # unless it is fused, Adam counts its steps in a tensor on the CPU
-            key: value.to("cpu" if key == "step" and not fused else parameter.device, copy=True)
-            # fused, it goes through weights and moments as they lie in memory
-            if value.shape != parameter.shape
-            else torch.empty_like(parameter).copy_(value)
+            key: value.to("cpu" if not fused else parameter.device, copy=True)
+            if key == "step"
+            else _laid_out_as(parameter, value)
             for key, value in values.items()
         }
+
+
+def _laid_out_as(parameter: nn.Parameter, moment: Tensor) -> Tensor:
+    """A copy; fused Adam goes through weights and moments as they lie in memory."""
+    return torch.empty_like(parameter, requires_grad=False).copy_(moment)
 
 
 @contextlib.contextmanager

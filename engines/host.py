@@ -18,7 +18,7 @@ from engines.kernels import use_kernels
 from engines.layers import checkpoint_layers, compile_layers
 from engines.loading import MicroBatches
 from engines.memory import estimate_memory, fitting_batch, measure_activations
-from engines.onednn import OneDnnLinear, cpu_flags, is_faster, lay_out
+from engines.onednn import OneDnnLinear, can_be_compiled, cpu_flags, is_faster, lay_out
 from engines.options import IpuOptions, TrainingOptions
 from engines.sampler import Streamed, training_sampler
 from optim import (
@@ -58,7 +58,7 @@ class HostEngine:
         # convolutions are several times faster when a pixel's channels lie side by side
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         single = self.device.type == "cpu" and self.dtype == torch.float32
-        uses_onednn = single and is_faster(cpu_flags())
+        uses_onednn = single and is_faster(cpu_flags()) and (can_be_compiled() or not training.compile)
         if uses_onednn:
             lay_out(self.model)
         self._products: Callable[[], ContextManager[Any]] = OneDnnLinear if uses_onednn else contextlib.nullcontext

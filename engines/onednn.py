@@ -44,6 +44,11 @@ def lay_out(model: nn.Module) -> None:
             module.weight.data = module.weight.data.t().contiguous().t()
 
 
+def can_be_compiled() -> bool:
+    """Whether PyTorch's compiler takes these products: from 2.4 on, as an operator of our own."""
+    return _compiled_product is not None
+
+
 class OneDnnLinear(TorchFunctionMode):
     """Within, `torch.nn.functional.linear` of float32 tensors on a CPU is computed by oneDNN, gradients included."""
 

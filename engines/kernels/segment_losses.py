@@ -1,8 +1,8 @@
 """Cross-entropy of text and image tokens without all of their logits in memory, and without gradients of zeros.
 
 Logits are computed a chunk of positions at a time and become their own gradient at once, so that no more than a chunk
-of them exists; the two parts of the vocabulary write their parts of one gradient. As in Hsu et al. 2024, "Liger Kernel:
-Efficient Triton Kernels for LLM Training", for a vocabulary in two parts.
+of them exists; the two parts of the vocabulary write their parts of one gradient. As in Hsu et al. 2024, "Liger Kernel"
+(arXiv 2410.10989), for a vocabulary in two parts.
 
 Legend: B batch, T text tokens, I image tokens, R positions that meet a part of the vocabulary, D width, V ids of it.
 """
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 MOST_LOGITS = 2**24  # of a chunk: 64 MiB in single precision
 LogitsGradient = Callable[[Tensor, Tensor], Tuple[Tensor, Tensor]]
-Gradients = Tuple[Optional[Tensor], Optional[Tensor], Optional[Tensor], Optional[Tensor]]
 
 
 class SegmentLosses:
