@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bpe.tokenizer import Tokenizer
+from large_pages import use_large_pages
 from models.dalle import Dalle
 from models.decoding import TO_DRAW, TokenDrawer, complete_text, draw_image_tokens, uniform_numbers
 from models.image_tokenizer import TextToImage
@@ -130,6 +131,8 @@ class _Drawers:
     """Draws batches of any size; what one size needs is prepared when the size changes."""
 
     def __init__(self, dalle: Dalle, sampling: SamplingOptions) -> None:
+        if next(dalle.parameters()).device.type == "cpu":
+            use_large_pages()
         self.dalle, self.sampling = dalle, sampling
         self._drawer: Optional[TokenDrawer] = None
         self._pictures = 0

@@ -11,6 +11,7 @@ from bench.peers import make_their_vqgan, make_theirs, repair, steps_as_shipped,
 from bench.settings import make_dalle, make_setting, make_text
 from bench.training import make_our_vqgan
 from bench.worker import Repetition
+from large_pages import use_large_pages
 from models.decoding import draw_image_tokens, uniform_numbers
 from models.options import SamplingOptions
 
@@ -42,6 +43,8 @@ def ours(
         changes: of the setting.
         vqgan: sizes of the VQGAN that decodes what was drawn; None: the tokens are enough.
     """
+    if device == "cpu":
+        use_large_pages()  # as `drawing.py` does
     sizes = make_setting(setting, **(changes or {}))
     dalle = make_dalle(sizes).to(device).eval()
     decoder = None if vqgan is None else make_our_vqgan(**vqgan).to(device)

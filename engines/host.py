@@ -21,6 +21,7 @@ from engines.memory import estimate_memory, fitting_batch, measure_activations
 from engines.onednn import OneDnnLinear, can_be_compiled, cpu_flags, is_faster, lay_out
 from engines.options import IpuOptions, TrainingOptions
 from engines.sampler import Streamed, training_sampler
+from large_pages import use_large_pages
 from optim import (
     WeightAverage,
     clip_gradients,
@@ -57,6 +58,8 @@ class HostEngine:
         self.dtype = _choose_dtype(training, self.device)
         # convolutions are several times faster when a pixel's channels lie side by side
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.device.type == "cpu":
+            use_large_pages()
         single = self.device.type == "cpu" and self.dtype == torch.float32
         uses_onednn = single and is_faster(cpu_flags()) and (can_be_compiled() or not training.compile)
         if uses_onednn:

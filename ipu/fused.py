@@ -89,8 +89,9 @@ def fuse(dalle: Dalle, options: FusedOptions, splits: int, poptorch: PopTorch) -
 
 
 def _attention(operators: Optional[PopTorch], chunks: int, share: float, partials_type: str) -> AttentionKernel:
-    def kernel(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
-        return fused_attention(q, k, v, pattern, operators, chunks, share, partials_type)
+    def kernel(qkv: Tensor, pattern: Pattern) -> Tensor:
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return fused_attention(q, k, v, pattern, operators, chunks, share, partials_type).transpose(1, 2)
 
     return kernel
 

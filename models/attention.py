@@ -17,8 +17,8 @@ from models.cache import LayerCache
 from models.patterns import Pattern
 from models.rotary import rotary_angles, rotate
 
-AttentionKernel = Callable[[Tensor, Tensor, Tensor, Pattern], Tensor]
-"""Computes the attention of a pattern: q, k, v (B, H, n, K) of a sequence's first positions to (B, H, n, K)."""
+AttentionKernel = Callable[[Tensor, Pattern], Tensor]
+"""Computes the attention of a pattern over first positions: q, k, v side by side (B, n, 3, H, K) to (B, n, H, K)."""
 STABLE_FACTOR = 32.0  # what scores are divided by before they are taken from their maximum
 
 
@@ -108,16 +108,19 @@ class Attention(nn.Module):
             cache: is given their keys and values, for later positions.
             mask: without a pattern, the positions that may be looked at, (B, n).
         """
-        q, k, v = (t.transpose(1, 2) for t in self.to_qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2))
+        qkv = self.to_qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, n, 3, H, K)
         if self.rotary_emb:
-            q, k, v = (rotate(t, self.cosines[: x.shape[1]], self.sines[: x.shape[1]]) for t in (q, k, v))
+            qkv = rotate(qkv, *(table[: x.shape[1], None, None] for table in (self.cosines, self.sines)))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, n, K)
         if cache is not None:
             cache.keys.fill(k, v)
-        if self.pattern is None:
-            out = attend(q, k, v, None if mask is None else mask[:, None, None], self.stable)
+        if self.kernel is not None and self.pattern is not None:
+            out = self.kernel(qkv, self.pattern)
+        elif self.pattern is not None:
+            out = self._attend(q, k, v, self.pattern).transpose(1, 2)
         else:
-            out = (self.kernel or self._attend)(q, k, v, self.pattern)
-        return self.dropout(self.to_out(rearrange(out, "b h s k -> b s (h k)")))
+            out = attend(q, k, v, None if mask is None else mask[:, None, None], self.stable).transpose(1, 2)
+        return self.dropout(self.to_out(out.flatten(2)))
 
     def _add_tables(self, pattern: Pattern, dim_head: int) -> None:
         layout = pattern.layout

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "models": {"options"},
     "bpe": {"options"},
     "data": {"options", "bpe"},
-    "engines": {"options", "optim", "models", "ipu"},
+    "engines": {"options", "optim", "large_pages", "models", "ipu"},
     "ipu": {"options", "models", "custom_ops"},
     "custom_ops": {"options", "models"},
     "commands": PROJECT - {"tests", "bench"},

@@ -1,66 +1,66 @@
 """Attention for training on a CPU, with gradients written by hand; the numbers are those of `models.attention`.
 
-Queries, keys and values are brought into the order of the products once, and kept in it for the backward pass. Scores
-become weights, and gradients of weights those of scores, in place.
+Queries, keys and values are brought into the order of the products once, all three at a time, and kept in it for the
+backward pass, which writes their gradients side by side. Scores become weights, and gradients of weights those of
+scores, in place.
 
 Legend: B batch, H heads, G = B H, n positions, K head width, T text positions with <bos>, L lines of the picture, N
-pixels of a line.
+pixels of a line, S tensors side by side: 3 for queries, keys and values.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any, Tuple
+from typing import Any, Iterator, Sequence, Tuple
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
-from models.attention import is_axial, scale_queries
+from models.attention import is_axial
 from models.patterns import Pattern
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
-    """As `models.attention.AttentionKernel`: q, k, v (B, H, n, K) to (B, H, n, K)."""
-    length = q.shape[2]
-    if is_axial(pattern) and length > pattern.layout.text_len:
-        return _AxialAttention.apply(q, k, v, pattern)
-    return _DenseAttention.apply(q, k, v, _forbidden(pattern, length))
+def attention(qkv: Tensor, pattern: Pattern) -> Tensor:
+    """As `models.attention.AttentionKernel`: (B, n, 3, H, K) to (B, n, H, K)."""
+    if is_axial(pattern) and qkv.shape[1] > pattern.layout.text_len:
+        return _AxialAttention.apply(qkv, pattern)
+    return _DenseAttention.apply(qkv, _forbidden(pattern, qkv.shape[1]))
 
 
 class _DenseAttention(torch.autograd.Function):
     """Softmax attention but where `forbidden` (n, n) is true."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, forbidden: Tensor) -> Tensor:
-        shape = q.shape
-        q, k, v = (t.flatten(0, 1) for t in (scale_queries(q, stable=False), k, v))  # (G, n, K)
+    def forward(ctx: Any, qkv: Tensor, forbidden: Tensor) -> Tensor:
+        q, k, v = _by_heads(qkv)  # (G, n, K)
+        q.mul_(_scale(q))
         weights = _softmax_(torch.bmm(q, k.transpose(1, 2)).masked_fill_(forbidden, float("-inf")))
         ctx.save_for_backward(q, k, v, weights)
-        return torch.bmm(weights, v).view(shape)
+        return _by_positions([torch.bmm(weights, v)], qkv).squeeze(2)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> Tuple[Tensor, None]:
         q, k, v, weights = ctx.saved_tensors
-        shape, gradient = gradient.shape, gradient.flatten(0, 1)
-        of_v = torch.bmm(weights.transpose(1, 2), gradient)
-        of_scores = _softmax_gradient_(torch.bmm(gradient, v.transpose(1, 2)), weights)  # 0 where forbidden
-        of_q, of_k = scale_queries(torch.bmm(of_scores, k), stable=False), torch.bmm(of_scores.transpose(1, 2), q)
-        return of_q.view(shape), of_k.view(shape), of_v.view(shape), None
+        (of_out,) = _by_heads(gradient.unsqueeze(2))
+        of_v = torch.bmm(weights.transpose(1, 2), of_out)
+        of_scores = _softmax_gradient_(torch.bmm(of_out, v.transpose(1, 2)), weights)  # 0 where forbidden
+        of_q, of_k = torch.bmm(of_scores, k).mul_(_scale(k)), torch.bmm(of_scores.transpose(1, 2), q)
+        return _by_positions([of_q, of_k, of_v], gradient), None
 
 
 class _AxialAttention(torch.autograd.Function):
     """Text looks at text, a pixel at the text and at its own line up to itself; see `models.attention`."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
-        shape, text_len = q.shape, pattern.layout.text_len
-        parts = (_part(t, pattern) for t in (scale_queries(q, stable=False), k, v))
-        (q_text, q_line), (k_text, k_line), (v_text, v_line) = parts
-        q_image = q_line.view(len(q_text), -1, shape[-1])  # (G, L N, K)
+    def forward(ctx: Any, qkv: Tensor, pattern: Pattern) -> Tensor:
+        text, lines = _part(qkv, pattern)
+        text[0].mul_(_scale(qkv))
+        lines[0].mul_(_scale(qkv))
+        (q_text, k_text, v_text), (q_line, k_line, v_line) = text, lines  # (G, T, K), (G L, N, K)
+        q_image = q_line.view(len(q_text), -1, q_line.shape[-1])  # (G, L N, K)
 
         text_weights = torch.bmm(q_text, k_text.transpose(1, 2))  # (G, T, T)
-        text_weights = _softmax_(text_weights.masked_fill_(_forbidden(pattern, text_len), float("-inf")))
+        text_weights = _softmax_(text_weights.masked_fill_(_forbidden(pattern, len(text_weights[0])), float("-inf")))
         on_text = torch.bmm(q_image, k_text.transpose(1, 2))  # (G, L N, T)
         on_line = torch.bmm(q_line, k_line.transpose(1, 2))  # (G L, N, N)
         on_line.masked_fill_(_later(on_line.shape[1]), float("-inf"))
@@ -69,14 +69,15 @@ class _AxialAttention(torch.autograd.Function):
 
         of_image = torch.bmm(on_text, v_text)  # (G, L N, K)
         of_image.view(v_line.shape).baddbmm_(on_line, v_line)
-        ctx.save_for_backward(q_text, q_line, k_text, k_line, v_text, v_line, text_weights, weights)
+        ctx.save_for_backward(text, lines, text_weights, weights)
         ctx.pattern = pattern
-        return _whole(torch.bmm(text_weights, v_text), of_image, pattern, shape)
+        return _whole([(torch.bmm(text_weights, v_text), of_image)], qkv, pattern).squeeze(2)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tuple[Tensor, Tensor, Tensor, None]:
-        q_text, q_line, k_text, k_line, v_text, v_line, text_weights, weights = ctx.saved_tensors
-        text, line = _part(gradient, ctx.pattern)
+    def backward(ctx: Any, gradient: Tensor) -> Tuple[Tensor, None]:
+        texts, lines, text_weights, weights = ctx.saved_tensors
+        (q_text, k_text, v_text), (q_line, k_line, v_line) = texts, lines
+        ((text,), (line,)) = _part(gradient.unsqueeze(2), ctx.pattern)
         images = (len(text), -1, text.shape[-1])  # (G, L N, K)
         q_image, image = q_line.view(images), line.view(images)
 
@@ -89,38 +90,73 @@ class _AxialAttention(torch.autograd.Function):
         of_text_scores = _softmax_gradient_(torch.bmm(text, v_text.transpose(1, 2)), text_weights)  # (G, T, T)
 
         on_text, on_line = _split(of_scores, line_products)  # by now the gradients of the scores
-        of_q_text = torch.bmm(of_text_scores, k_text)
+        of_q_text = torch.bmm(of_text_scores, k_text).mul_(_scale(text))
         of_k_text = torch.bmm(of_text_scores.transpose(1, 2), q_text).baddbmm_(on_text.transpose(1, 2), q_image)
         of_q_image = torch.bmm(on_text, k_text)
         of_q_image.view(q_line.shape).baddbmm_(on_line, k_line)
+        of_q_image.mul_(_scale(text))
         of_k_line = torch.bmm(on_line.transpose(1, 2), q_line)
-        pairs = ((of_q_text, of_q_image), (of_k_text, of_k_line), (of_v_text, of_v_line))
-        of_q, of_k, of_v = (_whole(*pair, ctx.pattern, gradient.shape) for pair in pairs)
-        return scale_queries(of_q, stable=False), of_k, of_v, None
+        pairs = [(of_q_text, of_q_image), (of_k_text, of_k_line), (of_v_text, of_v_line)]
+        return _whole(pairs, gradient, ctx.pattern), None
+
+
+def _scale(t: Tensor) -> float:
+    """Of the products of queries and keys (..., K); see `models.attention.scale_queries`."""
+    return float(t.shape[-1] ** -0.5)
+
+
+def _heads_first(t: Tensor) -> Tensor:
+    """(B, n, S, H, K) as (S, B, H, n, K)."""
+    return t.permute(2, 0, 3, 1, 4)
+
+
+def _by_heads(t: Tensor) -> Tensor:
+    """(B, n, S, H, K) to (S, G, n, K)."""
+    return _heads_first(t).clone(memory_format=torch.contiguous_format).flatten(1, 2)
+
+
+def _by_positions(parts: Sequence[Tensor], like: Tensor) -> Tensor:
+    """S times (G, n, K) to (B, n, S, H, K), for the B, n, H and K of a tensor (B, n, ..., H, K)."""
+    whole = like.new_empty(*like.shape[:2], len(parts), *like.shape[-2:])
+    for view, part in zip(_heads_first(whole), parts):
+        view.copy_(part.view(view.shape))
+    return whole
 
 
 def _part(t: Tensor, pattern: Pattern) -> Tuple[Tensor, Tensor]:
-    """(B, H, n, K) as text (G, T, K) and lines of the picture (G L, N, K); what the picture lacks is 0."""
-    layout, columns = pattern.layout, pattern.layout.columns
-    text, image = t.split([layout.text_len, t.shape[2] - layout.text_len], dim=2)
-    lines = t.new_empty(*t.shape[:2], *_lines(pattern), t.shape[3])
-    grid = lines if pattern.kind == "axial_row" else lines.transpose(2, 3)  # (B, H, rows, columns, K)
-    rows, rest = divmod(image.shape[2], columns)
-    grid[:, :, :rows] = image[:, :, : rows * columns].unflatten(2, (rows, columns))
+    """(B, n, S, H, K) as text (S, G, T, K) and lines of the picture (S, G L, N, K); what the picture lacks is 0."""
+    layout = pattern.layout
+    batch, length, tensors, heads, width = t.shape
+    lines = t.new_empty(tensors, batch, heads, *_lines(pattern), width)
+    grid = lines if pattern.kind == "axial_row" else lines.transpose(3, 4)
+    for inside, pixels in _pixels(grid, _heads_first(t)[:, :, :, layout.text_len :]):
+        inside.copy_(pixels)
+    rows, rest = divmod(length - layout.text_len, layout.columns)
     if rows < layout.rows:
-        grid[:, :, rows, :rest] = image[:, :, rows * columns :]
-        grid[:, :, rows, rest:] = 0
-        grid[:, :, rows + 1 :] = 0
-    return text.flatten(0, 1), lines.flatten(0, 2)
+        grid[:, :, :, rows, rest:] = 0
+        grid[:, :, :, rows + 1 :] = 0
+    return _by_heads(t[:, : layout.text_len]), lines.flatten(1, 3)
 
 
-def _whole(text: Tensor, lines: Tensor, pattern: Pattern, shape: Tuple[int, ...]) -> Tensor:
-    """What `_part` has parted, or for lines (G, L N, K), in the order of the sequence: `shape` (B, H, n, K)."""
-    batch, heads, length, width = shape
-    grid = "b h y x k" if pattern.kind == "axial_row" else "b h x y k"
-    size = (batch, heads, *_lines(pattern), width)
-    image = rearrange(lines.view(size), f"{grid} -> b h (y x) k")
-    return torch.cat((text.view(batch, heads, -1, width), image[:, :, : length - pattern.layout.text_len]), dim=2)
+def _whole(pairs: Sequence[Tuple[Tensor, Tensor]], like: Tensor, pattern: Pattern) -> Tensor:
+    """S times text (G, T, K) and lines, (G, L N, K) or as of `_part`, to (B, n, S, H, K); see `_by_positions`."""
+    whole = like.new_empty(*like.shape[:2], len(pairs), *like.shape[-2:])
+    for view, (text, lines) in zip(_heads_first(whole), pairs):  # (B, H, n, K)
+        first, image = view.split([pattern.layout.text_len, view.shape[2] - pattern.layout.text_len], dim=2)
+        first.copy_(text.view(first.shape))
+        grid = lines.view(*view.shape[:2], *_lines(pattern), view.shape[3])
+        for inside, pixels in _pixels(grid if pattern.kind == "axial_row" else grid.transpose(2, 3), image):
+            pixels.copy_(inside)
+    return whole
+
+
+def _pixels(grid: Tensor, image: Tensor) -> Iterator[Tuple[Tensor, Tensor]]:
+    """The same pixels of a grid (..., rows, columns, K) and of the first n of a picture (..., n, K): rows, the rest."""
+    columns = grid.shape[-2]
+    rows, rest = divmod(image.shape[-2], columns)
+    yield grid[..., :rows, :, :], image[..., : rows * columns, :].unflatten(-2, (rows, columns))
+    if rest:
+        yield grid[..., rows, :rest, :], image[..., rows * columns :, :]
 
 
 def _lines(pattern: Pattern) -> Tuple[int, int]:

@@ -47,26 +47,29 @@ def assert_alike(found: List[Tensor], wanted: List[Tensor], tolerance: float = E
 # ----------------------------------------------------------------------------------------------------------- attention
 
 
-def heads(length: int, dtype: torch.dtype = torch.float64) -> Tuple[Tensor, ...]:
-    """q, k and v (B, H, n, K) as a projection gives them: not in one piece."""
+def heads(length: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """q, k and v side by side (B, n, 3, H, K)."""
     generator = torch.Generator().manual_seed(0)
-    qkv = torch.randn(2, length, 3, 3, 6, generator=generator, dtype=torch.float64).to(dtype)
-    return tuple(t.transpose(1, 2) for t in qkv.unbind(2))
+    return torch.randn(2, length, 3, 3, 6, generator=generator, dtype=torch.float64).to(dtype)
 
 
 @pytest.mark.parametrize("kind", PATTERNS)
 @pytest.mark.parametrize("length", [1, 5, 6, 9, 13, 16], ids="{} positions".format)
 def test_attention_is_that_of_the_model(kind: str, length: int) -> None:
     module = Attention(18, 3, 6, Pattern(kind, LAYOUT, kernel_size=3, block_size=4)).double()
-    wanted = results(lambda q, k, v: module._attend(q, k, v, module.pattern), *heads(length))
-    assert_alike(results(lambda q, k, v: attention(q, k, v, module.pattern), *heads(length)), wanted)
+
+    def plain(qkv: Tensor) -> Tensor:
+        q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))
+        return module._attend(q, k, v, module.pattern).transpose(1, 2)
+
+    assert_alike(results(lambda qkv: attention(qkv, module.pattern), heads(length)), results(plain, heads(length)))
 
 
 @pytest.mark.parametrize("kind", ["axial_row", "axial_col", "full"])
 def test_attention_in_bfloat16_stays_near(kind: str) -> None:
     pattern = Pattern(kind, LAYOUT)
-    wanted = results(lambda q, k, v: attention(q, k, v, pattern), *heads(16))
-    found = results(lambda q, k, v: attention(q, k, v, pattern), *heads(16, torch.bfloat16))
+    wanted = results(lambda qkv: attention(qkv, pattern), heads(16))
+    found = results(lambda qkv: attention(qkv, pattern), heads(16, torch.bfloat16))
     for one, other in zip(found, wanted):
         torch.testing.assert_close(one.double(), other, rtol=0.1, atol=0.1)
 
