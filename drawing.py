@@ -131,8 +131,6 @@ class _Drawers:
     """Draws batches of any size; what one size needs is prepared when the size changes."""
 
     def __init__(self, dalle: Dalle, sampling: SamplingOptions) -> None:
-        if next(dalle.parameters()).device.type == "cpu":
-            use_large_pages()
         self.dalle, self.sampling = dalle, sampling
         self._drawer: Optional[TokenDrawer] = None
         self._pictures = 0
@@ -143,6 +141,8 @@ class _Drawers:
             return draw_image_tokens(self.dalle, text, uniform, self.sampling, known)
         if self._drawer is None or self._pictures != len(text):
             self._drawer = None  # before there is another: two may not fit
+            if text.device.type == "cpu":
+                use_large_pages()
             self._drawer, self._pictures = TokenDrawer(self.dalle, len(text), self.sampling), len(text)
         return self._drawer.draw(text, uniform, known)
 
