@@ -43,10 +43,10 @@ def ours(
         changes: of the setting.
         vqgan: sizes of the VQGAN that decodes what was drawn; None: the tokens are enough.
     """
-    if device == "cpu":
-        use_large_pages()  # as `drawing.py` does
     sizes = make_setting(setting, **(changes or {}))
     dalle = make_dalle(sizes).to(device).eval()
+    if device == "cpu":
+        use_large_pages()  # as `drawing.py` does
     decoder = None if vqgan is None else make_our_vqgan(**vqgan).to(device)
     text = make_text(sizes, batch).to(device)
     uniform = uniform_numbers(list(range(batch)), sizes.grid**2)

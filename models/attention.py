@@ -22,9 +22,14 @@ AttentionKernel = Callable[[Tensor, Pattern], Tensor]
 STABLE_FACTOR = 32.0  # what scores are divided by before they are taken from their maximum
 
 
+def score_scale(q: Tensor) -> float:
+    """What products of queries (..., K) and keys are multiplied by to be scores."""
+    return float(q.shape[-1] ** -0.5)
+
+
 def scale_queries(q: Tensor, stable: bool) -> Tensor:
     """Queries (..., K) whose products with keys are scores; divided by `STABLE_FACTOR` for the stable softmax."""
-    scale = q.shape[-1] ** -0.5
+    scale = score_scale(q)
     return q * (scale / STABLE_FACTOR if stable else scale)
 
 

@@ -40,7 +40,7 @@ def rotary_angles(layout: Layout, dim_head: int) -> Tensor:
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Turn the first R channels of x (..., n, K), pair by pair, by angles of these (n, R); the others stay."""
+    """Turn the first R channels of x (..., n, K), pair by pair, by angles (n, R), or (n, ..., R); the others stay."""
     turning, still = x.split((cosines.shape[-1], x.shape[-1] - cosines.shape[-1]), dim=-1)
     even, odd = turning.unflatten(-1, (-1, 2)).unbind(-1)
     across = torch.stack((-odd, even), dim=-1).flatten(-2)

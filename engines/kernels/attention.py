@@ -16,7 +16,7 @@ from typing import Any, Iterator, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from models.attention import is_axial
+from models.attention import is_axial, score_scale
 from models.patterns import Pattern
 
 
@@ -33,7 +33,7 @@ class _DenseAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, forbidden: Tensor) -> Tensor:
         q, k, v = _by_heads(qkv)  # (G, n, K)
-        q.mul_(_scale(q))
+        q.mul_(score_scale(q))
         weights = _softmax_(torch.bmm(q, k.transpose(1, 2)).masked_fill_(forbidden, float("-inf")))
         ctx.save_for_backward(q, k, v, weights)
         return _by_positions([torch.bmm(weights, v)], qkv).squeeze(2)
@@ -44,7 +44,7 @@ class _DenseAttention(torch.autograd.Function):
         (of_out,) = _by_heads(gradient.unsqueeze(2))
         of_v = torch.bmm(weights.transpose(1, 2), of_out)
         of_scores = _softmax_gradient_(torch.bmm(of_out, v.transpose(1, 2)), weights)  # 0 where forbidden
-        of_q, of_k = torch.bmm(of_scores, k).mul_(_scale(k)), torch.bmm(of_scores.transpose(1, 2), q)
+        of_q, of_k = torch.bmm(of_scores, k).mul_(score_scale(k)), torch.bmm(of_scores.transpose(1, 2), q)
         return _by_positions([of_q, of_k, of_v], gradient), None
 
 
@@ -54,8 +54,8 @@ class _AxialAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, pattern: Pattern) -> Tensor:
         text, lines = _part(qkv, pattern)
-        text[0].mul_(_scale(qkv))
-        lines[0].mul_(_scale(qkv))
+        text[0].mul_(score_scale(qkv))
+        lines[0].mul_(score_scale(qkv))
         (q_text, k_text, v_text), (q_line, k_line, v_line) = text, lines  # (G, T, K), (G L, N, K)
         q_image = q_line.view(len(q_text), -1, q_line.shape[-1])  # (G, L N, K)
 
@@ -90,19 +90,14 @@ class _AxialAttention(torch.autograd.Function):
         of_text_scores = _softmax_gradient_(torch.bmm(text, v_text.transpose(1, 2)), text_weights)  # (G, T, T)
 
         on_text, on_line = _split(of_scores, line_products)  # by now the gradients of the scores
-        of_q_text = torch.bmm(of_text_scores, k_text).mul_(_scale(text))
+        of_q_text = torch.bmm(of_text_scores, k_text).mul_(score_scale(text))
         of_k_text = torch.bmm(of_text_scores.transpose(1, 2), q_text).baddbmm_(on_text.transpose(1, 2), q_image)
         of_q_image = torch.bmm(on_text, k_text)
         of_q_image.view(q_line.shape).baddbmm_(on_line, k_line)
-        of_q_image.mul_(_scale(text))
+        of_q_image.mul_(score_scale(text))
         of_k_line = torch.bmm(on_line.transpose(1, 2), q_line)
         pairs = [(of_q_text, of_q_image), (of_k_text, of_k_line), (of_v_text, of_v_line)]
         return _whole(pairs, gradient, ctx.pattern), None
-
-
-def _scale(t: Tensor) -> float:
-    """Of the products of queries and keys (..., K); see `models.attention.scale_queries`."""
-    return float(t.shape[-1] ** -0.5)
 
 
 def _heads_first(t: Tensor) -> Tensor:
@@ -117,10 +112,15 @@ def _by_heads(t: Tensor) -> Tensor:
 
 def _by_positions(parts: Sequence[Tensor], like: Tensor) -> Tensor:
     """S times (G, n, K) to (B, n, S, H, K), for the B, n, H and K of a tensor (B, n, ..., H, K)."""
-    whole = like.new_empty(*like.shape[:2], len(parts), *like.shape[-2:])
+    whole = _empty(like, len(parts))
     for view, part in zip(_heads_first(whole), parts):
         view.copy_(part.view(view.shape))
     return whole
+
+
+def _empty(like: Tensor, tensors: int) -> Tensor:
+    """(B, n, S, H, K) for a tensor (B, n, ..., H, K)."""
+    return like.new_empty(*like.shape[:2], tensors, *like.shape[-2:])
 
 
 def _part(t: Tensor, pattern: Pattern) -> Tuple[Tensor, Tensor]:
@@ -128,7 +128,7 @@ def _part(t: Tensor, pattern: Pattern) -> Tuple[Tensor, Tensor]:
     layout = pattern.layout
     batch, length, tensors, heads, width = t.shape
     lines = t.new_empty(tensors, batch, heads, *_lines(pattern), width)
-    grid = lines if pattern.kind == "axial_row" else lines.transpose(3, 4)
+    grid = _grid(lines, pattern)
     for inside, pixels in _pixels(grid, _heads_first(t)[:, :, :, layout.text_len :]):
         inside.copy_(pixels)
     rows, rest = divmod(length - layout.text_len, layout.columns)
@@ -140,12 +140,12 @@ def _part(t: Tensor, pattern: Pattern) -> Tuple[Tensor, Tensor]:
 
 def _whole(pairs: Sequence[Tuple[Tensor, Tensor]], like: Tensor, pattern: Pattern) -> Tensor:
     """S times text (G, T, K) and lines, (G, L N, K) or as of `_part`, to (B, n, S, H, K); see `_by_positions`."""
-    whole = like.new_empty(*like.shape[:2], len(pairs), *like.shape[-2:])
+    whole = _empty(like, len(pairs))
     for view, (text, lines) in zip(_heads_first(whole), pairs):  # (B, H, n, K)
         first, image = view.split([pattern.layout.text_len, view.shape[2] - pattern.layout.text_len], dim=2)
         first.copy_(text.view(first.shape))
-        grid = lines.view(*view.shape[:2], *_lines(pattern), view.shape[3])
-        for inside, pixels in _pixels(grid if pattern.kind == "axial_row" else grid.transpose(2, 3), image):
+        grid = _grid(lines.view(*view.shape[:2], *_lines(pattern), view.shape[3]), pattern)
+        for inside, pixels in _pixels(grid, image):
             pixels.copy_(inside)
     return whole
 
@@ -157,6 +157,11 @@ def _pixels(grid: Tensor, image: Tensor) -> Iterator[Tuple[Tensor, Tensor]]:
     yield grid[..., :rows, :, :], image[..., : rows * columns, :].unflatten(-2, (rows, columns))
     if rest:
         yield grid[..., rows, :rest, :], image[..., rows * columns :, :]
+
+
+def _grid(lines: Tensor, pattern: Pattern) -> Tensor:
+    """(..., L, N, K) as (..., rows, columns, K)."""
+    return lines if pattern.kind == "axial_row" else lines.transpose(-3, -2)
 
 
 def _lines(pattern: Pattern) -> Tuple[int, int]:
