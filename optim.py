@@ -14,6 +14,7 @@ from options import UserError
 
 EPSILON = 1e-6  # Graphcore's; kind to gradients in half precision
 FIRST_MOMENT_DECAY = 0.9  # Adam's usual one
+CLIP_EPSILON = 1e-6  # added to a norm by `torch.nn.utils.clip_grad_norm_`
 _WARMUP_SHARE = {"multi_step": 0.2, "constant": 0.2, "cosine": 0.05, "ReduceLROnPlateau": 0.0}
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from args import Settings
 from commands.options import GenerateOptions, PrimingOptions, RankingOptions
 from drawing import Drawn, complete_prompt, draw_pictures
-from engines.host import has_bf16_instructions
+from engines.processor import has_bf16_instructions
 from models.options import SamplingOptions, TokenizerOptions
 from opening import open_text_to_image
 from pictures import labelled_grid, save_image, to_images

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-import platform
 from typing import Any, Callable, ContextManager, Dict, Iterable, Iterator, List, Optional
 
 import torch
@@ -14,13 +13,16 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from engines.base import Batch, Inputs, as_inputs
-from engines.kernels import use_kernels
+from engines.bfloat16 import Bfloat16Copies
+from engines.kernels import native, use_kernels
 from engines.layers import checkpoint_layers, compile_layers
 from engines.loading import MicroBatches
 from engines.memory import estimate_memory, fitting_batch, measure_activations
-from engines.onednn import OneDnnLinear, can_be_compiled, cpu_flags, is_faster, lay_out
+from engines.onednn import OneDnnLinear, can_be_compiled, is_faster, lay_out
 from engines.options import IpuOptions, TrainingOptions
+from engines.processor import cpu_flags, has_bf16_instructions
 from engines.sampler import Streamed, training_sampler
+from engines.updates import OnePassUpdate
 from large_pages import use_large_pages
 from optim import (
     WeightAverage,
@@ -35,7 +37,6 @@ from options import OptionError
 
 _log = logging.getLogger(__name__)
 _ONLY_ON_IPU = ("synthetic_data", "compile_only", "executable_cache_dir", "profile_dir")
-_BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
 
 
 class HostEngine:
@@ -67,13 +68,19 @@ class HostEngine:
         self._products: Callable[[], ContextManager[Any]] = OneDnnLinear if uses_onednn else contextlib.nullcontext
         if training.checkpoint_activations:
             checkpoint_layers(self.model, self._products)
-        use_kernels(self.model, self.device, self.dtype, training.compile, training.checkpoint_activations)
+        layers_have_kernels = use_kernels(
+            self.model, self.device, self.dtype, training.compile, training.checkpoint_activations
+        )
         if training.compile:
             compile_layers(self.model)
+        is_native = native.is_for(*(parameter for _, parameter in trainable_parameters(self.model)))
+        takes_copies = is_native and layers_have_kernels and self.dtype == torch.bfloat16
+        self._copies = Bfloat16Copies(self.model) if takes_copies else None
         # decided when the memory that a sample takes is known
         self.device_batch = None if training.device_batch == "auto" else training.samples_at_once
         self._validation: Optional[MicroBatches] = None
         self.optimizer = make_optimizer(self.model, training)
+        self._one_pass = OnePassUpdate(self.optimizer, self._copies) if is_native else None
         self.average = WeightAverage(self.model, training.ema_decay) if training.ema_decay else None
         self.scaler = torch.cuda.amp.GradScaler(
             init_scale=training.loss_scaling, enabled=self.dtype == torch.float16,
@@ -191,6 +198,8 @@ class HostEngine:
             with self._autocast(), self._products():
                 scalars = self.model(*self._to_device(inputs))
             self._backward(scalars[0] / self._passes)
+            if self._copies and self._passes > 1:
+                self._copies.hand_over_gradients()
             summed = torch.stack([scalar.detach().float() for scalar in scalars])
             total = summed if total is None else total + summed
         assert total is not None, "an update needs at least one micro batch"
@@ -203,6 +212,9 @@ class HostEngine:
         (self.scaler.scale(loss) if self.scaler else loss).backward()
 
     def _apply_gradients(self) -> None:
+        if self._one_pass:
+            self._one_pass.step(self.options.clip_grad_norm)
+            return
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
         clip_gradients((p for _, p in trainable_parameters(self.model)), self.options.clip_grad_norm)
@@ -250,11 +262,6 @@ def _choose_dtype(training: TrainingOptions, device: torch.device) -> torch.dtyp
         asked = "fp16" if training.fp16 else "bf16"
         _log.warning("%s=true: this CPU has no fast instructions for it; computing in float32", asked)
     return torch.float32
-
-
-def has_bf16_instructions() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware; without that it is slower than float32."""
-    return platform.machine() in ("x86_64", "AMD64") and not cpu_flags().isdisjoint(_BF16_INSTRUCTIONS)
 
 
 def _refuse_ipu_only(ipu: IpuOptions) -> None:

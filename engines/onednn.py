@@ -7,7 +7,6 @@ reached 92 to 98 (gradients of inputs) and 91 to 98 where it reached 89 to 93 (g
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Callable, Dict, FrozenSet, Optional, Sequence, Tuple
 
 import torch
@@ -15,14 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from engines.kernels import native
 from models.products import onednn_linear
-
-_CPUINFO = Path("/proc/cpuinfo")
-
-
-def cpu_flags(cpuinfo: Path = _CPUINFO) -> FrozenSet[str]:
-    """What the system says of its processors, word by word; empty where it does not."""
-    return frozenset(cpuinfo.read_text(encoding="ascii", errors="replace").split()) if cpuinfo.exists() else frozenset()
 
 
 def is_faster(flags: FrozenSet[str]) -> bool:
@@ -77,7 +70,7 @@ class _Linear(torch.autograd.Function):
         rows = gradient.reshape(-1, gradient.shape[-1])
         of_x = _multiply(rows, weight.t()).view(x.shape) if wanted[0] else None
         of_weight = _gradient_of_weight(x.reshape(-1, x.shape[-1]), weight, rows) if wanted[1] else None
-        return of_x, of_weight, rows.sum(dim=0) if ctx.has_bias and wanted[2] else None
+        return of_x, of_weight, _sum(rows) if ctx.has_bias and wanted[2] else None
 
 
 def _gradient_of_weight(x: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
@@ -92,6 +85,13 @@ def _multiply(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tenso
     if _compiled_product is not None and torch.compiler.is_compiling():
         return _compiled_product(x, weight, bias)
     return _product(x, weight, bias)
+
+
+def _sum(rows: Tensor) -> Tensor:
+    """(R, N) to (N,)."""
+    if can_be_compiled() and torch.compiler.is_compiling() or not native.is_for(rows):
+        return rows.sum(dim=0)
+    return native.sum_over_rows(rows.contiguous())
 
 
 def _product(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:

@@ -23,6 +23,8 @@ from options import OptionError
 
 FEED_FORWARD_FACTOR = 4
 GateKernel = Callable[[Tensor], Tensor]
+ResidualKernel = Callable[[Tensor, Tensor, Tensor], Tensor]
+NormKernel = Callable[..., Tensor]
 
 
 def gate(inner: Tensor) -> Tensor:
@@ -51,18 +53,45 @@ class FeedForward(nn.Module):
         return self.to_out(self.dropout(self.kernel(self.to_inner(x))))
 
 
+def add_scaled(x: Tensor, branch: Tensor, scale: Tensor) -> Tensor:
+    """x and branch (B, S, D), the second times scale (D,): (B, S, D)."""
+    return x + branch * scale
+
+
+class Norm(nn.LayerNorm):
+    """Layer normalisation.
+
+    Attributes:
+        kernel: computes what `torch.nn.functional.layer_norm` does, perhaps in the type that products are computed in;
+            an engine sets it to its own.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__(hidden_size)
+        self.kernel: NormKernel = F.layer_norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, S, D) to (B, S, D)."""
+        return self.kernel(x, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
 class LayerScale(nn.Module):
-    """A learned factor for every channel, starting small, and smaller the deeper the layer."""
+    """A learned factor for every channel, starting small, and smaller the deeper the layer.
+
+    Attributes:
+        kernel: computes what `add_scaled` does; an engine sets it to its own.
+    """
 
     def __init__(self, hidden_size: int, depth: int) -> None:
         """Start at 0.1 down to layer 18, 1e-5 down to layer 24, 1e-6 below; `depth` counts from 1."""
         super().__init__()
         initial = 0.1 if depth <= 18 else 1e-5 if depth <= 24 else 1e-6
         self.scale = nn.Parameter(torch.full((hidden_size,), initial))
+        self.kernel: ResidualKernel = add_scaled
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, S, D) to (B, S, D)."""
-        return x * self.scale
+    def forward(self, branch: Tensor, x: Optional[Tensor] = None) -> Tensor:
+        """(B, S, D) to (B, S, D): a branch scaled, and added to x where that is given."""
+        return branch * self.scale if x is None else self.kernel(x, branch, self.scale)
 
 
 class Layer(nn.Module):
@@ -94,38 +123,41 @@ class Layer(nn.Module):
         super().__init__()
         for name, module in (("attention", attention), ("feed_forward", feed_forward)):
             (object.__setattr__ if name in borrowed else setattr)(self, name, module)
-        self.attention_norm = nn.LayerNorm(hidden_size)
+        self.attention_norm = Norm(hidden_size)
         self.attention_out_norm = nn.LayerNorm(hidden_size) if sandwich_norm else nn.Identity()
         self.attention_scale = LayerScale(hidden_size, depth)
-        self.feed_forward_norm = nn.LayerNorm(hidden_size)
+        self.feed_forward_norm = Norm(hidden_size)
         self.feed_forward_out_norm = nn.LayerNorm(hidden_size) if sandwich_norm else nn.Identity()
         self.feed_forward_scale = LayerScale(hidden_size, depth)
         self.shift = shift
 
     def forward(self, x: Tensor, cache: Optional[LayerCache] = None, mask: Optional[Tensor] = None) -> Tensor:
         """(B, n, D) to (B, n, D); the arguments are those of `Attention.forward`."""
-        x = x + self.attend(x, cache, mask)
-        return x + self.feed(x, cache)
+        x = self.attention_scale(self.attend(x, cache, mask), x)
+        return self.feed_forward_scale(self.feed(x, cache), x)
 
     def attend(self, x: Tensor, cache: Optional[LayerCache] = None, mask: Optional[Tensor] = None) -> Tensor:
-        """What attention adds."""
+        """What attention adds when it is scaled."""
         x = self.attention_norm(x)
         if self.shift is not None:
             x = self.shift(x, cache.attention_inputs if cache else None)
-        return self.attention_scale(self.attention_out_norm(self.attention(x, cache, mask)))
+        return self.attention_out_norm(self.attention(x, cache, mask))
 
     def feed(self, x: Tensor, cache: Optional[LayerCache] = None) -> Tensor:
-        """What the feed-forward layer adds."""
+        """What the feed-forward layer adds when it is scaled."""
         x = self.feed_forward_norm(x)
         if self.shift is not None:
             x = self.shift(x, cache.feed_forward_inputs if cache else None)
-        return self.feed_forward_scale(self.feed_forward_out_norm(self.feed_forward(x)))
+        return self.feed_forward_out_norm(self.feed_forward(x))
 
     def branches(self) -> Tuple[Branch, Branch]:
         """The two residual branches, for `run_reversibly`."""
         norms = (self.attention_norm, self.attention_out_norm, self.attention_scale)
         others = (self.feed_forward_norm, self.feed_forward_out_norm, self.feed_forward_scale)
-        return Branch(self.attend, (*norms, self.attention)), Branch(self.feed, (*others, self.feed_forward))
+        return (
+            Branch(lambda x: self.attention_scale(self.attend(x)), (*norms, self.attention)),
+            Branch(lambda x: self.feed_forward_scale(self.feed(x)), (*others, self.feed_forward)),
+        )
 
 
 class ReversibleLayer(Layer):
@@ -134,8 +166,8 @@ class ReversibleLayer(Layer):
     def forward(self, x: Tensor, cache: Optional[LayerCache] = None, mask: Optional[Tensor] = None) -> Tensor:
         """Both streams, (2, B, n, D) to the same; the arguments are those of `Attention.forward`."""
         first, second = x.unbind()
-        first = first + self.attend(second, cache, mask)
-        return torch.stack((first, second + self.feed(first, cache)))
+        first = self.attention_scale(self.attend(second, cache, mask), first)
+        return torch.stack((first, self.feed_forward_scale(self.feed(first, cache), second)))
 
 
 def make_layers(options: TransformerOptions, layout: Layout) -> nn.ModuleList:

@@ -11,30 +11,37 @@ pixels of a line, S tensors side by side: 3 for queries, keys and values.
 from __future__ import annotations
 
 import functools
-from typing import Any, Iterator, Sequence, Tuple
+from typing import Any, Iterator, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
+from engines.kernels.softmax import causal_softmax, causal_softmax_gradient, softmax_gradient
 from models.attention import is_axial, score_scale
 from models.patterns import Pattern
 
 
 def attention(qkv: Tensor, pattern: Pattern) -> Tensor:
     """As `models.attention.AttentionKernel`: (B, n, 3, H, K) to (B, n, H, K)."""
-    if is_axial(pattern) and qkv.shape[1] > pattern.layout.text_len:
+    length = qkv.shape[1]
+    if is_axial(pattern) and length > pattern.layout.text_len:
         return _AxialAttention.apply(qkv, pattern)
-    return _DenseAttention.apply(qkv, _forbidden(pattern, qkv.shape[1]))
+    return _DenseAttention.apply(qkv, None if pattern.kind == "full" else _forbidden(pattern, length))
 
 
 class _DenseAttention(torch.autograd.Function):
-    """Softmax attention but where `forbidden` (n, n) is true."""
+    """Softmax attention but where `forbidden` (n, n) is true; None: to nothing after a position."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, forbidden: Tensor) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, forbidden: Optional[Tensor]) -> Tensor:
         q, k, v = _by_heads(qkv)  # (G, n, K)
-        q.mul_(score_scale(q))
-        weights = _softmax_(torch.bmm(q, k.transpose(1, 2)).masked_fill_(forbidden, float("-inf")))
+        weights = torch.bmm(q, k.transpose(1, 2))
+        if forbidden is None:
+            causal_softmax(_nothing_before(weights), weights, score_scale(q))
+        else:
+            weights.masked_fill_(forbidden, float("-inf")).mul_(score_scale(q))
+            torch.softmax(weights, dim=-1, out=weights)
+        ctx.is_causal = forbidden is None
         ctx.save_for_backward(q, k, v, weights)
         return _by_positions([torch.bmm(weights, v)], qkv).squeeze(2)
 
@@ -43,8 +50,13 @@ class _DenseAttention(torch.autograd.Function):
         q, k, v, weights = ctx.saved_tensors
         (of_out,) = _by_heads(gradient.unsqueeze(2))
         of_v = torch.bmm(weights.transpose(1, 2), of_out)
-        of_scores = _softmax_gradient_(torch.bmm(of_out, v.transpose(1, 2)), weights)  # 0 where forbidden
-        of_q, of_k = torch.bmm(of_scores, k).mul_(score_scale(k)), torch.bmm(of_scores.transpose(1, 2), q)
+        of_scores = torch.bmm(of_out, v.transpose(1, 2))
+        if ctx.is_causal:
+            nothing = _nothing_before(weights)
+            causal_softmax_gradient((nothing, weights), (nothing, of_scores), score_scale(q))
+        else:
+            softmax_gradient(of_scores, weights).mul_(score_scale(q))  # 0 where forbidden
+        of_q, of_k = torch.bmm(of_scores, k), torch.bmm(of_scores.transpose(1, 2), q)
         return _by_positions([of_q, of_k, of_v], gradient), None
 
 
@@ -54,50 +66,50 @@ class _AxialAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, pattern: Pattern) -> Tensor:
         text, lines = _part(qkv, pattern)
-        text[0].mul_(score_scale(qkv))
-        lines[0].mul_(score_scale(qkv))
         (q_text, k_text, v_text), (q_line, k_line, v_line) = text, lines  # (G, T, K), (G L, N, K)
         q_image = q_line.view(len(q_text), -1, q_line.shape[-1])  # (G, L N, K)
 
-        text_weights = torch.bmm(q_text, k_text.transpose(1, 2))  # (G, T, T)
-        text_weights = _softmax_(text_weights.masked_fill_(_forbidden(pattern, len(text_weights[0])), float("-inf")))
+        of_text = torch.bmm(q_text, k_text.transpose(1, 2))  # (G, T, T)
         on_text = torch.bmm(q_image, k_text.transpose(1, 2))  # (G, L N, T)
         on_line = torch.bmm(q_line, k_line.transpose(1, 2))  # (G L, N, N)
-        on_line.masked_fill_(_later(on_line.shape[1]), float("-inf"))
-        weights = _softmax_(torch.cat((on_text, on_line.view(*on_text.shape[:2], -1)), dim=2))  # (G, L N, T + N)
-        on_text, on_line = _split(weights, on_line)
+        causal_softmax(_nothing_before(of_text), of_text, score_scale(qkv))
+        causal_softmax(on_text, on_line, score_scale(qkv))  # by now weights
 
         of_image = torch.bmm(on_text, v_text)  # (G, L N, K)
         of_image.view(v_line.shape).baddbmm_(on_line, v_line)
-        ctx.save_for_backward(text, lines, text_weights, weights)
+        ctx.save_for_backward(text, lines, of_text, on_text, on_line)
         ctx.pattern = pattern
-        return _whole([(torch.bmm(text_weights, v_text), of_image)], qkv, pattern).squeeze(2)
+        return _whole([(torch.bmm(of_text, v_text), of_image)], qkv, pattern).squeeze(2)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tuple[Tensor, None]:
-        texts, lines, text_weights, weights = ctx.saved_tensors
+        texts, lines, of_text, on_text, on_line = ctx.saved_tensors
         (q_text, k_text, v_text), (q_line, k_line, v_line) = texts, lines
         ((text,), (line,)) = _part(gradient.unsqueeze(2), ctx.pattern)
         images = (len(text), -1, text.shape[-1])  # (G, L N, K)
         q_image, image = q_line.view(images), line.view(images)
 
-        line_products = torch.bmm(line, v_line.transpose(1, 2))  # (G L, N, N)
-        on_text, on_line = _split(weights, line_products)
-        of_v_text = torch.bmm(text_weights.transpose(1, 2), text).baddbmm_(on_text.transpose(1, 2), image)
+        of_v_text = torch.bmm(of_text.transpose(1, 2), text).baddbmm_(on_text.transpose(1, 2), image)
         of_v_line = torch.bmm(on_line.transpose(1, 2), line)
-        products = torch.bmm(image, v_text.transpose(1, 2))
-        of_scores = _softmax_gradient_(torch.cat((products, line_products.view(*products.shape[:2], -1)), 2), weights)
-        of_text_scores = _softmax_gradient_(torch.bmm(text, v_text.transpose(1, 2)), text_weights)  # (G, T, T)
+        of_text_scores = torch.bmm(text, v_text.transpose(1, 2))  # (G, T, T)
+        scores = torch.bmm(image, v_text.transpose(1, 2)), torch.bmm(line, v_line.transpose(1, 2))
+        nothing = _nothing_before(of_text)
+        causal_softmax_gradient((nothing, of_text), (nothing, of_text_scores), score_scale(text))
+        causal_softmax_gradient((on_text, on_line), scores, score_scale(text))  # by now gradients of the scores
+        of_on_text, of_on_line = scores
 
-        on_text, on_line = _split(of_scores, line_products)  # by now the gradients of the scores
-        of_q_text = torch.bmm(of_text_scores, k_text).mul_(score_scale(text))
-        of_k_text = torch.bmm(of_text_scores.transpose(1, 2), q_text).baddbmm_(on_text.transpose(1, 2), q_image)
-        of_q_image = torch.bmm(on_text, k_text)
-        of_q_image.view(q_line.shape).baddbmm_(on_line, k_line)
-        of_q_image.mul_(score_scale(text))
-        of_k_line = torch.bmm(on_line.transpose(1, 2), q_line)
+        of_q_text = torch.bmm(of_text_scores, k_text)
+        of_k_text = torch.bmm(of_text_scores.transpose(1, 2), q_text).baddbmm_(of_on_text.transpose(1, 2), q_image)
+        of_q_image = torch.bmm(of_on_text, k_text)
+        of_q_image.view(q_line.shape).baddbmm_(of_on_line, k_line)
+        of_k_line = torch.bmm(of_on_line.transpose(1, 2), q_line)
         pairs = [(of_q_text, of_q_image), (of_k_text, of_k_line), (of_v_text, of_v_line)]
         return _whole(pairs, gradient, ctx.pattern), None
+
+
+def _nothing_before(scores: Tensor) -> Tensor:
+    """No columns before those of scores (G, N, N)."""
+    return scores.new_empty(*scores.shape[:2], 0)
 
 
 def _heads_first(t: Tensor) -> Tensor:
@@ -170,27 +182,6 @@ def _lines(pattern: Pattern) -> Tuple[int, int]:
     return (rows, columns) if pattern.kind == "axial_row" else (columns, rows)
 
 
-def _split(weights: Tensor, lines: Tensor) -> Tuple[Tensor, Tensor]:
-    """(G, L N, T + N) as views, (G, L N, T) and of the shape of `lines`, (G L, N, N)."""
-    size = lines.shape[-1]
-    on_text, on_line = weights.split([weights.shape[-1] - size, size], dim=2)
-    return on_text, on_line.view(lines.shape)
-
-
-def _softmax_(scores: Tensor) -> Tensor:
-    return torch.softmax(scores, dim=-1, out=scores)
-
-
-def _softmax_gradient_(gradient: Tensor, weights: Tensor) -> Tensor:
-    """The gradient of the scores, in place of that of the weights."""
-    return torch.ops.aten._softmax_backward_data.out(gradient, weights, -1, weights.dtype, grad_input=gradient)
-
-
 @functools.lru_cache(maxsize=256)
 def _forbidden(pattern: Pattern, length: int) -> Tensor:
     return ~pattern.mask(length)
-
-
-@functools.lru_cache(maxsize=None)
-def _later(length: int) -> Tensor:
-    return torch.ones(length, length, dtype=torch.bool).triu(1)

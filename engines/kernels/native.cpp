@@ -1,0 +1,349 @@
+// What a training step does beside its matrix products, in one pass over memory each. For CPUs; native.py compiles it.
+// A value is computed in float, whatever type it is kept in.
+//
+// Legend: R rows, D width. Sums are left in parts, one a block of rows, (blocks, D), or of values: so they are the same
+// for any number of threads.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr long block_rows = 32;      // as in native.py
+constexpr long block_values = 16384; // as in native.py
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <typename To, typename From> inline To reinterpret(From from) {
+  static_assert(sizeof(To) == sizeof(From), "of one size");
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+inline float load(float value) { return value; }
+inline float load(BFloat16 value) { return reinterpret<float>(uint32_t(value.bits) << 16); }
+inline void store(float &to, float value) { to = value; }
+inline void store(BFloat16 &to, float value) { // to the nearest, or the even one of two
+  const uint32_t bits = reinterpret<uint32_t>(value);
+  to.bits = uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// exp(x) for x <= 0, by Cephes' polynomial for |rest| <= log(2) / 2.
+inline float exp_of_negative(float x) {
+  constexpr float round_up = 12582912.f; // 1.5 * 2^23: a sum with it has no fraction
+  x = x < -87.f ? -87.f : x;
+  const float sum = x * 1.44269504f + round_up;
+  const float powers = sum - round_up;
+  const float rest = x - powers * 0.693359375f + powers * 2.12194440e-4f;
+  float series = 1.9875691500e-4f;
+  series = series * rest + 1.3981999507e-3f;
+  series = series * rest + 8.3334519073e-3f;
+  series = series * rest + 4.1665795894e-2f;
+  series = series * rest + 1.6666665459e-1f;
+  series = series * rest + 5.0000001201e-1f;
+  return (series * rest * rest + rest + 1.f) * reinterpret<float>((reinterpret<uint32_t>(sum) + 127u) << 23);
+}
+
+// exp(-x * x / 2), from which both the normal distribution and its density are made.
+inline float bell(float x) { return exp_of_negative(-0.5f * x * x); }
+
+// The normal distribution at x (Abramowitz and Stegun, 7.1.26; off by 8e-8 at most).
+inline float distribution(float x, float bell_of_x) {
+  const float t = 1.f / (1.f + 0.3275911f * 0.707106781f * std::fabs(x));
+  float series = 1.061405429f;
+  series = series * t - 1.453152027f;
+  series = series * t + 1.421413741f;
+  series = series * t - 0.284496736f;
+  series = series * t + 0.254829592f;
+  const float tail = 0.5f * series * t * bell_of_x;
+  return x < 0.f ? tail : 1.f - tail;
+}
+
+template <typename T> void gated_gelu(const T *inner, T *out, long rows, long width) {
+#pragma omp parallel for schedule(static)
+  for (long row = 0; row < rows; ++row) {
+    const T *values = inner + 2 * row * width, *gates = values + width;
+    T *to = out + row * width;
+#pragma omp simd
+    for (long i = 0; i < width; ++i) {
+      const float gate = load(gates[i]);
+      store(to[i], load(values[i]) * gate * distribution(gate, bell(gate)));
+    }
+  }
+}
+
+template <typename T> void gated_gelu_gradient(const T *inner, const T *gradient, T *of_inner, long rows, long width) {
+  constexpr float density_of_0 = 0.398942280f;
+#pragma omp parallel for schedule(static)
+  for (long row = 0; row < rows; ++row) {
+    const T *values = inner + 2 * row * width, *gates = values + width, *of_out = gradient + row * width;
+    T *of_values = of_inner + 2 * row * width, *of_gates = of_values + width;
+#pragma omp simd
+    for (long i = 0; i < width; ++i) {
+      const float gate = load(gates[i]), height = bell(gate), share = distribution(gate, height);
+      const float of = load(of_out[i]);
+      store(of_values[i], of * gate * share);
+      store(of_gates[i], of * load(values[i]) * (share + gate * density_of_0 * height));
+    }
+  }
+}
+
+// Beside the normalised rows, each one's mean and the inverse of its deviation: (R, 2).
+template <typename T>
+void layer_norm(const float *x, const float *weight, const float *bias, T *out, float *moments, long rows, long width,
+                float epsilon) {
+#pragma omp parallel for schedule(static)
+  for (long row = 0; row < rows; ++row) {
+    const float *from = x + row * width;
+    T *to = out + row * width;
+    float sum = 0.f, squares = 0.f;
+#pragma omp simd reduction(+ : sum)
+    for (long i = 0; i < width; ++i)
+      sum += from[i];
+    const float mean = sum / float(width);
+#pragma omp simd reduction(+ : squares)
+    for (long i = 0; i < width; ++i)
+      squares += (from[i] - mean) * (from[i] - mean);
+    const float scale = 1.f / std::sqrt(squares / float(width) + epsilon);
+#pragma omp simd
+    for (long i = 0; i < width; ++i)
+      store(to[i], (from[i] - mean) * scale * weight[i] + bias[i]);
+    moments[2 * row] = mean;
+    moments[2 * row + 1] = scale;
+  }
+}
+
+template <typename T>
+void layer_norm_gradient(const T *gradient, const float *x, const float *weight, const float *moments, float *of_x,
+                         float *of_weight, float *of_bias, long rows, long width) {
+#pragma omp parallel for schedule(static)
+  for (long block = 0; block < (rows + block_rows - 1) / block_rows; ++block) {
+    float *weight_sums = of_weight + block * width, *bias_sums = of_bias + block * width;
+    std::memset(weight_sums, 0, size_t(width) * sizeof(float));
+    std::memset(bias_sums, 0, size_t(width) * sizeof(float));
+    const long end = rows < (block + 1) * block_rows ? rows : (block + 1) * block_rows;
+    for (long row = block * block_rows; row < end; ++row) {
+      const T *of_out = gradient + row * width;
+      const float *from = x + row * width;
+      float *to = of_x + row * width;
+      const float mean = moments[2 * row], scale = moments[2 * row + 1];
+      float sum = 0.f, along = 0.f;
+#pragma omp simd reduction(+ : sum, along)
+      for (long i = 0; i < width; ++i) {
+        const float of = load(of_out[i]), normal = (from[i] - mean) * scale;
+        weight_sums[i] += of * normal;
+        bias_sums[i] += of;
+        sum += of * weight[i];
+        along += of * weight[i] * normal;
+      }
+      const float shift = sum / float(width), slope = along / float(width);
+#pragma omp simd
+      for (long i = 0; i < width; ++i)
+        to[i] = scale * (load(of_out[i]) * weight[i] - shift - (from[i] - mean) * scale * slope);
+    }
+  }
+}
+
+template <typename T>
+void add_scaled(const float *x, const T *branch, const float *scale, float *out, long rows, long width) {
+#pragma omp parallel for schedule(static)
+  for (long row = 0; row < rows; ++row)
+#pragma omp simd
+    for (long i = 0; i < width; ++i)
+      out[row * width + i] = x[row * width + i] + load(branch[row * width + i]) * scale[i];
+}
+
+template <typename T>
+void add_scaled_gradient(const float *gradient, const T *branch, const float *scale, T *of_branch, float *of_scale,
+                         long rows, long width) {
+#pragma omp parallel for schedule(static)
+  for (long block = 0; block < (rows + block_rows - 1) / block_rows; ++block) {
+    float *sums = of_scale + block * width;
+    std::memset(sums, 0, size_t(width) * sizeof(float));
+    const long end = rows < (block + 1) * block_rows ? rows : (block + 1) * block_rows;
+    for (long row = block * block_rows; row < end; ++row)
+#pragma omp simd
+      for (long i = 0; i < width; ++i) {
+        const float of = gradient[row * width + i];
+        sums[i] += of * load(branch[row * width + i]);
+        store(of_branch[row * width + i], of * scale[i]);
+      }
+  }
+}
+
+constexpr long lanes = 16; // floats of the widest vectors; rows end in a part of one
+
+// Values (n,) as float, filled up to whole vectors.
+template <typename T> inline long load_padded(const T *from, float *to, long n, float filling) {
+  const long whole = n / lanes * lanes, end = whole == n ? n : whole + lanes;
+  for (long start = 0; start < whole; start += lanes)
+    for (long i = 0; i < lanes; ++i)
+      to[start + i] = load(from[start + i]);
+  for (long i = whole; i < end; ++i)
+    to[i] = i < n ? load(from[i]) : filling;
+  return end;
+}
+
+template <typename T> inline void store_scaled(T *to, const float *from, float factor, long n) {
+  const long whole = n / lanes * lanes;
+  for (long start = 0; start < whole; start += lanes)
+    for (long i = 0; i < lanes; ++i)
+      store(to[start + i], from[start + i] * factor);
+  for (long i = whole; i < n; ++i)
+    store(to[i], from[i] * factor);
+}
+
+template <typename T> void sum_over_rows(const T *values, float *sums, long rows, long width) {
+#pragma omp parallel for schedule(static)
+  for (long block = 0; block < (rows + block_rows - 1) / block_rows; ++block) {
+    float *to = sums + block * width;
+    std::memset(to, 0, size_t(width) * sizeof(float));
+    const long end = rows < (block + 1) * block_rows ? rows : (block + 1) * block_rows;
+    for (long row = block * block_rows; row < end; ++row)
+#pragma omp simd
+      for (long i = 0; i < width; ++i)
+        to[i] += load(values[row * width + i]);
+  }
+}
+
+// Scores become weights: row r of `scores` sees its first r % width + 1 columns, and all of row r of `before`, (R, S).
+template <typename T> void causal_softmax(T *before, T *scores, long rows, long before_width, long width, float scale) {
+#pragma omp parallel
+  {
+    std::vector<float> all(size_t(before_width + width + 2 * lanes));
+    float *powers = all.data();
+#pragma omp for schedule(static)
+    for (long row = 0; row < rows; ++row) {
+      T *first = before + row * before_width, *second = scores + row * width;
+      const long seen = row % width + 1;
+      const long split = load_padded(first, powers, before_width, -INFINITY);
+      const long end = split + load_padded(second, powers + split, seen, -INFINITY);
+      float highest = -INFINITY, sum = 0.f;
+#pragma omp simd reduction(max : highest)
+      for (long i = 0; i < end; ++i)
+        highest = powers[i] > highest ? powers[i] : highest;
+#pragma omp simd reduction(+ : sum)
+      for (long i = 0; i < end; ++i) {
+        powers[i] = exp_of_negative((powers[i] - highest) * scale);
+        sum += powers[i];
+      }
+      store_scaled(first, powers, 1.f / sum, before_width);
+      store_scaled(second, powers + split, 1.f / sum, seen);
+      std::memset(second + seen, 0, size_t(width - seen) * sizeof(T));
+    }
+  }
+}
+
+// Gradients of the weights become those of the scores.
+template <typename T>
+void causal_softmax_gradient(const T *before, const T *weights, T *of_before, T *of_weights, long rows,
+                             long before_width, long width, float scale) {
+#pragma omp parallel
+  {
+    std::vector<float> all(size_t(2 * (before_width + width + 2 * lanes)));
+    float *given = all.data(), *of_given = given + before_width + width + 2 * lanes;
+#pragma omp for schedule(static)
+    for (long row = 0; row < rows; ++row) {
+      T *of_first = of_before + row * before_width, *of_second = of_weights + row * width;
+      const long seen = row % width + 1;
+      const long split = load_padded(before + row * before_width, given, before_width, 0.f);
+      const long end = split + load_padded(weights + row * width, given + split, seen, 0.f);
+      load_padded(of_first, of_given, before_width, 0.f);
+      load_padded(of_second, of_given + split, seen, 0.f);
+      float sum = 0.f;
+#pragma omp simd reduction(+ : sum)
+      for (long i = 0; i < end; ++i)
+        sum += given[i] * of_given[i];
+#pragma omp simd
+      for (long i = 0; i < end; ++i)
+        of_given[i] = given[i] * (of_given[i] - sum);
+      store_scaled(of_first, of_given, scale, before_width);
+      store_scaled(of_second, of_given + split, scale, seen);
+      std::memset(of_second + seen, 0, size_t(width - seen) * sizeof(T));
+    }
+  }
+}
+
+// In parts, one a block of values.
+template <typename T> void sum_of_squares(const T *values, float *sums, long n) {
+#pragma omp parallel for schedule(static)
+  for (long block = 0; block < (n + block_values - 1) / block_values; ++block) {
+    const long start = block * block_values, end = n < start + block_values ? n : start + block_values;
+    float sum = 0.f;
+#pragma omp simd reduction(+ : sum)
+    for (long i = start; i < end; ++i)
+      sum += load(values[i]) * load(values[i]);
+    sums[block] = sum;
+  }
+}
+
+// Adam's update of n weights, and of their copy if there is one. The gradient is multiplied by `factor`, and `decay`
+// times the weight added to it; the weight is shrunk by `shrink`; `deviation` corrects the root of the second moment.
+template <typename T>
+void adam(float *weights, const T *gradient, float *first, float *second, BFloat16 *copy, long n, float factor,
+          float decay, float shrink, float beta1, float beta2, float step, float deviation, float epsilon) {
+#pragma omp parallel for schedule(static)
+  for (long block = 0; block < (n + block_values - 1) / block_values; ++block) {
+    const long start = block * block_values, end = n < start + block_values ? n : start + block_values;
+#pragma omp simd
+    for (long i = start; i < end; ++i) {
+      const float of = load(gradient[i]) * factor + decay * weights[i];
+      first[i] += (of - first[i]) * (1.f - beta1);
+      second[i] = second[i] * beta2 + of * of * (1.f - beta2);
+      weights[i] = weights[i] * shrink - step * first[i] / (std::sqrt(second[i]) * deviation + epsilon);
+    }
+    if (copy)
+#pragma omp simd
+      for (long i = start; i < end; ++i)
+        store(copy[i], weights[i]);
+  }
+}
+
+} // namespace
+
+// The kernels by name and type, for ctypes.
+#define FOR_TYPE(T, name)                                                                                              \
+  void gated_gelu_##name(const T *inner, T *out, long rows, long width) { gated_gelu(inner, out, rows, width); }       \
+  void gated_gelu_gradient_##name(const T *inner, const T *gradient, T *of_inner, long rows, long width) {             \
+    gated_gelu_gradient(inner, gradient, of_inner, rows, width);                                                       \
+  }                                                                                                                    \
+  void layer_norm_##name(const float *x, const float *weight, const float *bias, T *out, float *moments, long rows,    \
+                         long width, float epsilon) {                                                                  \
+    layer_norm(x, weight, bias, out, moments, rows, width, epsilon);                                                   \
+  }                                                                                                                    \
+  void layer_norm_gradient_##name(const T *gradient, const float *x, const float *weight, const float *moments,        \
+                                  float *of_x, float *of_weight, float *of_bias, long rows, long width) {              \
+    layer_norm_gradient(gradient, x, weight, moments, of_x, of_weight, of_bias, rows, width);                          \
+  }                                                                                                                    \
+  void add_scaled_##name(const float *x, const T *branch, const float *scale, float *out, long rows, long width) {     \
+    add_scaled(x, branch, scale, out, rows, width);                                                                    \
+  }                                                                                                                    \
+  void add_scaled_gradient_##name(const float *gradient, const T *branch, const float *scale, T *of_branch,            \
+                                  float *of_scale, long rows, long width) {                                            \
+    add_scaled_gradient(gradient, branch, scale, of_branch, of_scale, rows, width);                                    \
+  }                                                                                                                    \
+  void sum_over_rows_##name(const T *values, float *sums, long rows, long width) {                                     \
+    sum_over_rows(values, sums, rows, width);                                                                          \
+  }                                                                                                                    \
+  void causal_softmax_##name(T *before, T *scores, long rows, long before_width, long width, float scale) {            \
+    causal_softmax(before, scores, rows, before_width, width, scale);                                                  \
+  }                                                                                                                    \
+  void causal_softmax_gradient_##name(const T *before, const T *weights, T *of_before, T *of_weights, long rows,       \
+                                      long before_width, long width, float scale) {                                    \
+    causal_softmax_gradient(before, weights, of_before, of_weights, rows, before_width, width, scale);                 \
+  }                                                                                                                    \
+  void sum_of_squares_##name(const T *values, float *sums, long n) { sum_of_squares(values, sums, n); }                \
+  void adam_##name(float *weights, const T *gradient, float *first, float *second, BFloat16 *copy, long n,             \
+                   float factor, float decay, float shrink, float beta1, float beta2, float step, float deviation,     \
+                   float epsilon) {                                                                                    \
+    adam(weights, gradient, first, second, copy, n, factor, decay, shrink, beta1, beta2, step, deviation, epsilon);    \
+  }
+
+extern "C" {
+FOR_TYPE(float, float32)
+FOR_TYPE(BFloat16, bfloat16)
+}
