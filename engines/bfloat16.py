@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from engines.kernels import native
 from models.precision import autocast_dtype
+from models.products import onednn_linear
 from models.transformer import ReversibleLayer
 
 
@@ -73,7 +74,7 @@ class _Linear(torch.autograd.Function):
         x = x.to(weight.dtype)
         ctx.save_for_backward(x, weight)
         ctx.has_bias = bias is not None
-        return F.linear(x, weight, None if bias is None else bias.to(weight.dtype))
+        return _product(x, weight, None if bias is None else bias.to(weight.dtype))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tuple[Optional[Tensor], Optional[Tensor], Optional[Tensor]]:
@@ -85,3 +86,9 @@ class _Linear(torch.autograd.Function):
             rows.t() @ x.reshape(-1, x.shape[-1]) if of_weight else None,
             native.sum_over_rows(rows) if ctx.has_bias and of_bias else None,
         )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+    """By oneDNN if it can be called: PyTorch's own call of it adds a bias in a pass of its own."""
+    product = onednn_linear()
+    return F.linear(x, weight, bias) if product is None else product(x, weight, bias, "none", [], "")

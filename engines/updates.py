@@ -68,5 +68,5 @@ class OnePassUpdate:
 
 def _clip_factor(gradients: List[Tensor], largest_norm: float) -> float:
     """As of `torch.nn.utils.clip_grad_norm_`."""
-    norm = math.sqrt(float(torch.stack([native.sum_of_squares(gradient) for gradient in gradients]).sum()))
+    norm = math.sqrt(sum(map(native.sum_of_squares, gradients)))
     return min(largest_norm / (norm + CLIP_EPSILON), 1.0)

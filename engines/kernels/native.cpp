@@ -1,11 +1,12 @@
 // What a training step does beside its matrix products, in one pass over memory each. For CPUs; native.py compiles it.
 // A value is computed in float, whatever type it is kept in.
 //
-// Legend: R rows, D width. Sums are left in parts, one a block of rows, (blocks, D), or of values: so they are the same
-// for any number of threads.
+// Legend: R rows, D width. Sums are made of parts, one a block of rows or values: so they are the same for any number
+// of threads.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 namespace {
@@ -31,6 +32,27 @@ inline void store(BFloat16 &to, float value) { // to the nearest, or the even on
   const uint32_t bits = reinterpret<uint32_t>(value);
   to.bits = uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
+
+inline long blocks_of(long n, long size) { return (n + size - 1) / size; }
+inline long end_of(long block, long n, long size) { return n < (block + 1) * size ? n : (block + 1) * size; }
+
+// Sums over rows while they are made: a block of rows adds to `part(block)`, and `sum` adds up what all blocks have.
+class RowSums {
+public:
+  RowSums(long rows, long width) : width_(width), parts_(size_t(blocks_of(rows, block_rows) * width)) {}
+  float *part(long block) { return parts_.data() + block * width_; }
+  void sum(float *to) const {
+    std::memset(to, 0, size_t(width_) * sizeof(float));
+    for (const float *part = parts_.data(), *end = part + parts_.size(); part < end; part += width_)
+#pragma omp simd
+      for (long i = 0; i < width_; ++i)
+        to[i] += part[i];
+  }
+
+private:
+  long width_;
+  std::vector<float> parts_;
+};
 
 // exp(x) for x <= 0, by Cephes' polynomial for |rest| <= log(2) / 2.
 inline float exp_of_negative(float x) {
@@ -120,13 +142,11 @@ void layer_norm(const float *x, const float *weight, const float *bias, T *out, 
 template <typename T>
 void layer_norm_gradient(const T *gradient, const float *x, const float *weight, const float *moments, float *of_x,
                          float *of_weight, float *of_bias, long rows, long width) {
+  RowSums of_weights(rows, width), of_biases(rows, width);
 #pragma omp parallel for schedule(static)
-  for (long block = 0; block < (rows + block_rows - 1) / block_rows; ++block) {
-    float *weight_sums = of_weight + block * width, *bias_sums = of_bias + block * width;
-    std::memset(weight_sums, 0, size_t(width) * sizeof(float));
-    std::memset(bias_sums, 0, size_t(width) * sizeof(float));
-    const long end = rows < (block + 1) * block_rows ? rows : (block + 1) * block_rows;
-    for (long row = block * block_rows; row < end; ++row) {
+  for (long block = 0; block < blocks_of(rows, block_rows); ++block) {
+    float *weight_sums = of_weights.part(block), *bias_sums = of_biases.part(block);
+    for (long row = block * block_rows; row < end_of(block, rows, block_rows); ++row) {
       const T *of_out = gradient + row * width;
       const float *from = x + row * width;
       float *to = of_x + row * width;
@@ -146,6 +166,8 @@ void layer_norm_gradient(const T *gradient, const float *x, const float *weight,
         to[i] = scale * (load(of_out[i]) * weight[i] - shift - (from[i] - mean) * scale * slope);
     }
   }
+  of_weights.sum(of_weight);
+  of_biases.sum(of_bias);
 }
 
 template <typename T>
@@ -160,12 +182,11 @@ void add_scaled(const float *x, const T *branch, const float *scale, float *out,
 template <typename T>
 void add_scaled_gradient(const float *gradient, const T *branch, const float *scale, T *of_branch, float *of_scale,
                          long rows, long width) {
+  RowSums of_scales(rows, width);
 #pragma omp parallel for schedule(static)
-  for (long block = 0; block < (rows + block_rows - 1) / block_rows; ++block) {
-    float *sums = of_scale + block * width;
-    std::memset(sums, 0, size_t(width) * sizeof(float));
-    const long end = rows < (block + 1) * block_rows ? rows : (block + 1) * block_rows;
-    for (long row = block * block_rows; row < end; ++row)
+  for (long block = 0; block < blocks_of(rows, block_rows); ++block) {
+    float *sums = of_scales.part(block);
+    for (long row = block * block_rows; row < end_of(block, rows, block_rows); ++row)
 #pragma omp simd
       for (long i = 0; i < width; ++i) {
         const float of = gradient[row * width + i];
@@ -173,6 +194,20 @@ void add_scaled_gradient(const float *gradient, const T *branch, const float *sc
         store(of_branch[row * width + i], of * scale[i]);
       }
   }
+  of_scales.sum(of_scale);
+}
+
+template <typename T> void sum_over_rows(const T *values, float *sum, long rows, long width) {
+  RowSums sums(rows, width);
+#pragma omp parallel for schedule(static)
+  for (long block = 0; block < blocks_of(rows, block_rows); ++block) {
+    float *to = sums.part(block);
+    for (long row = block * block_rows; row < end_of(block, rows, block_rows); ++row)
+#pragma omp simd
+      for (long i = 0; i < width; ++i)
+        to[i] += load(values[row * width + i]);
+  }
+  sums.sum(sum);
 }
 
 constexpr long lanes = 16; // floats of the widest vectors; rows end in a part of one
@@ -195,19 +230,6 @@ template <typename T> inline void store_scaled(T *to, const float *from, float f
       store(to[start + i], from[start + i] * factor);
   for (long i = whole; i < n; ++i)
     store(to[i], from[i] * factor);
-}
-
-template <typename T> void sum_over_rows(const T *values, float *sums, long rows, long width) {
-#pragma omp parallel for schedule(static)
-  for (long block = 0; block < (rows + block_rows - 1) / block_rows; ++block) {
-    float *to = sums + block * width;
-    std::memset(to, 0, size_t(width) * sizeof(float));
-    const long end = rows < (block + 1) * block_rows ? rows : (block + 1) * block_rows;
-    for (long row = block * block_rows; row < end; ++row)
-#pragma omp simd
-      for (long i = 0; i < width; ++i)
-        to[i] += load(values[row * width + i]);
-  }
 }
 
 // Scores become weights: row r of `scores` sees its first r % width + 1 columns, and all of row r of `before`, (R, S).
@@ -268,17 +290,17 @@ void causal_softmax_gradient(const T *before, const T *weights, T *of_before, T 
   }
 }
 
-// In parts, one a block of values.
-template <typename T> void sum_of_squares(const T *values, float *sums, long n) {
+template <typename T> void sum_of_squares(const T *values, double *sum, long n) {
+  std::vector<float> parts(size_t(blocks_of(n, block_values)));
 #pragma omp parallel for schedule(static)
-  for (long block = 0; block < (n + block_values - 1) / block_values; ++block) {
-    const long start = block * block_values, end = n < start + block_values ? n : start + block_values;
-    float sum = 0.f;
-#pragma omp simd reduction(+ : sum)
-    for (long i = start; i < end; ++i)
-      sum += load(values[i]) * load(values[i]);
-    sums[block] = sum;
+  for (long block = 0; block < blocks_of(n, block_values); ++block) {
+    float part = 0.f;
+#pragma omp simd reduction(+ : part)
+    for (long i = block * block_values; i < end_of(block, n, block_values); ++i)
+      part += load(values[i]) * load(values[i]);
+    parts[size_t(block)] = part;
   }
+  *sum = std::accumulate(parts.begin(), parts.end(), 0.0);
 }
 
 // Adam's update of n weights, and of their copy if there is one. The gradient is multiplied by `factor`, and `decay`
@@ -287,8 +309,8 @@ template <typename T>
 void adam(float *weights, const T *gradient, float *first, float *second, BFloat16 *copy, long n, float factor,
           float decay, float shrink, float beta1, float beta2, float step, float deviation, float epsilon) {
 #pragma omp parallel for schedule(static)
-  for (long block = 0; block < (n + block_values - 1) / block_values; ++block) {
-    const long start = block * block_values, end = n < start + block_values ? n : start + block_values;
+  for (long block = 0; block < blocks_of(n, block_values); ++block) {
+    const long start = block * block_values, end = end_of(block, n, block_values);
 #pragma omp simd
     for (long i = start; i < end; ++i) {
       const float of = load(gradient[i]) * factor + decay * weights[i];
@@ -326,8 +348,8 @@ void adam(float *weights, const T *gradient, float *first, float *second, BFloat
                                   float *of_scale, long rows, long width) {                                            \
     add_scaled_gradient(gradient, branch, scale, of_branch, of_scale, rows, width);                                    \
   }                                                                                                                    \
-  void sum_over_rows_##name(const T *values, float *sums, long rows, long width) {                                     \
-    sum_over_rows(values, sums, rows, width);                                                                          \
+  void sum_over_rows_##name(const T *values, float *sum, long rows, long width) {                                      \
+    sum_over_rows(values, sum, rows, width);                                                                           \
   }                                                                                                                    \
   void causal_softmax_##name(T *before, T *scores, long rows, long before_width, long width, float scale) {            \
     causal_softmax(before, scores, rows, before_width, width, scale);                                                  \
@@ -336,7 +358,7 @@ void adam(float *weights, const T *gradient, float *first, float *second, BFloat
                                       long before_width, long width, float scale) {                                    \
     causal_softmax_gradient(before, weights, of_before, of_weights, rows, before_width, width, scale);                 \
   }                                                                                                                    \
-  void sum_of_squares_##name(const T *values, float *sums, long n) { sum_of_squares(values, sums, n); }                \
+  void sum_of_squares_##name(const T *values, double *sum, long n) { sum_of_squares(values, sum, n); }                 \
   void adam_##name(float *weights, const T *gradient, float *first, float *second, BFloat16 *copy, long n,             \
                    float factor, float decay, float shrink, float beta1, float beta2, float step, float deviation,     \
                    float epsilon) {                                                                                    \

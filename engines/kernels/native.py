@@ -24,7 +24,6 @@ from torch import Tensor
 
 from engines.processor import cpu_flags
 
-BLOCK_ROWS, BLOCK_VALUES = 32, 16384  # as in native.cpp
 Argument = Union[Tensor, int, float, None]
 _SOURCE = Path(__file__).with_name("native.cpp")
 _FLAGS = ("-std=c++14", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
@@ -72,24 +71,18 @@ def rows_of(t: Tensor) -> Tuple[int, int]:
     return t.numel() // max(t.shape[-1], 1), t.shape[-1]
 
 
-def sums_over_rows(t: Tensor) -> Tensor:
-    """Room for sums over the rows of a tensor (..., D), as a kernel leaves them: (blocks, D)."""
-    rows, width = rows_of(t)
-    return torch.empty(-(-rows // BLOCK_ROWS), width)
-
-
 def sum_over_rows(t: Tensor) -> Tensor:
     """The sum over rows of a tensor (..., D), in single precision: (D,)."""
-    sums = sums_over_rows(t)
-    run("sum_over_rows", t.dtype, t, sums, *rows_of(t))
-    return sums.sum(dim=0)
+    total = torch.empty(t.shape[-1])
+    run("sum_over_rows", t.dtype, t, total, *rows_of(t))
+    return total
 
 
-def sum_of_squares(t: Tensor) -> Tensor:
-    """The sum of the squares of all values, a scalar in double precision."""
-    sums = torch.empty(-(-t.numel() // BLOCK_VALUES))
-    run("sum_of_squares", t.dtype, t, sums, t.numel())
-    return sums.sum(dtype=torch.float64)
+def sum_of_squares(t: Tensor) -> float:
+    """The sum of the squares of all values."""
+    total = torch.empty((), dtype=torch.float64)
+    run("sum_of_squares", t.dtype, t, total, t.numel())
+    return float(total)
 
 
 def _as_c(value: Argument) -> Any:

@@ -41,10 +41,10 @@ class _LayerNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tuple[Tensor, Tensor, Tensor, None, None]:
         x, weight, moments = ctx.saved_tensors
-        of_x, of_weight, of_bias = torch.empty_like(x), native.sums_over_rows(x), native.sums_over_rows(x)
+        of_x, of_weight, of_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
         given, results = (gradient.contiguous(), x, weight, moments), (of_x, of_weight, of_bias)
         native.run("layer_norm_gradient", gradient.dtype, *given, *results, *native.rows_of(x))
-        return of_x, of_weight.sum(dim=0), of_bias.sum(dim=0), None, None
+        return of_x, of_weight, of_bias, None, None
 
 
 class _AddScaled(torch.autograd.Function):
@@ -59,7 +59,7 @@ class _AddScaled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         branch, scale = ctx.saved_tensors
-        of_branch, of_scale = torch.empty_like(branch), native.sums_over_rows(branch)
+        of_branch, of_scale = torch.empty_like(branch), torch.empty_like(scale)
         given, results = (gradient.contiguous(), branch, scale), (of_branch, of_scale)
         native.run("add_scaled_gradient", branch.dtype, *given, *results, *native.rows_of(branch))
-        return gradient, of_branch, of_scale.sum(dim=0)
+        return gradient, of_branch, of_scale
