@@ -11,8 +11,7 @@
 
 namespace {
 
-constexpr long block_rows = 32;      // as in native.py
-constexpr long block_values = 16384; // as in native.py
+constexpr long block_rows = 32, block_values = 16384;
 
 struct BFloat16 {
   uint16_t bits;
@@ -30,7 +29,7 @@ inline float load(BFloat16 value) { return reinterpret<float>(uint32_t(value.bit
 inline void store(float &to, float value) { to = value; }
 inline void store(BFloat16 &to, float value) { // to the nearest, or the even one of two
   const uint32_t bits = reinterpret<uint32_t>(value);
-  to.bits = uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+  to.bits = value == value ? uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16) : uint16_t(0x7fc0u);
 }
 
 inline long blocks_of(long n, long size) { return (n + size - 1) / size; }

@@ -61,6 +61,22 @@ def test_the_gated_gelu_of_far_gates_is_theirs_or_0_and_of_none_is_none() -> Non
     torch.testing.assert_close(gradient[0, 8:], slopes, equal_nan=True)
 
 
+def test_bfloat16_is_rounded_as_pytorch_does_and_what_is_no_number_stays_none() -> None:
+    halves = torch.tensor([1 + 2.0**-8, 1 + 3 * 2.0**-8, -1 - 2.0**-8, 1e-40, 3e38, float("inf")])
+    no_number = torch.tensor([0x7FFFFFFF, -1]).int().view(torch.float32)  # in whose place rounding up would give 0
+    x = torch.cat((halves, no_number))[None]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = add_scaled(torch.zeros(1, 8), x.bfloat16(), torch.ones(8)), _rounded(x)
+    torch.testing.assert_close(found[0][0, :6], halves.bfloat16().float())
+    torch.testing.assert_close(found[1], x.bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """x (1, D) in bfloat16, by the kernel for the gradient of a branch that is multiplied by 1."""
+    branch = torch.zeros(x.shape, dtype=torch.bfloat16, requires_grad=True)
+    return torch.autograd.grad(add_scaled(torch.zeros_like(x), branch, torch.ones(x.shape[1])), branch, x)[0]
+
+
 @pytest.mark.parametrize("width", WIDTHS[1:])
 def test_the_norm_is_pytorchs(width: int) -> None:
     inputs = draw(7, 11, width) * 5 + 2, draw(width, seed=2), draw(width, seed=3)
