@@ -19,7 +19,7 @@ TINY_VQGAN = {
 LOSSES = {"fp32 loss": 1e-4, "bf16 loss": 1e-2}  # how far those of the first step may lie apart, as a share of them
 GUIDANCE = 3.0
 EPOCHS = 10  # over which the time of encoding once is spread
-PICTURES = 256  # JPEG files that one epoch reads
+PICTURES = 1024  # JPEG files that one epoch reads: enough that filling the loader counts for little
 CURVES: Dict[str, Tuple[int, ...]] = {
     "depth": (2, 4, 8, 16), "dim": (128, 256, 512, 1024), "batch": (1, 2, 4, 8, 16), "grid": (8, 16, 32),
 }  # fmt: skip

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from engines.base import Inputs, as_inputs
 
-_SAMPLES_AT_ONCE = 32  # of a message, at least: then it costs little beside a picture, or 32 rows of tokens
+_SAMPLES_AT_ONCE = 64  # of a message, at least: then it costs little beside a picture, or 64 rows of tokens
 
 
 class MicroBatches:
