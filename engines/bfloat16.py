@@ -91,4 +91,4 @@ class _Linear(torch.autograd.Function):
 def _product(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
     """By oneDNN if it can be called: PyTorch's own call of it adds a bias in a pass of its own."""
     product = onednn_linear()
-    return F.linear(x, weight, bias) if product is None else product(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias) if product is None else product(x, weight, bias)

@@ -97,7 +97,7 @@ def _sum(rows: Tensor) -> Tensor:
 def _product(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
     product = onednn_linear()
     assert product is not None, "is_faster asks for it"
-    return product(x, weight, bias, "none", [], "")
+    return product(x, weight, bias)
 
 
 def _make_compiled_product() -> Optional[Callable[..., Tensor]]:

@@ -62,7 +62,9 @@ class TrainingOptions(Options):
         "samples of one forward pass of the host engine: a number that divides the global batch, batch_size, or auto "
         "(as many as the device's memory holds); the global batch stays what it is",
     )
-    compile: bool = option(False, "compile the transformer's layers (host engine): a minute at the start, faster steps")
+    compile: bool = option(
+        False, "compile the transformer's layers (host engine), meant for GPUs: a minute at the start"
+    )
     checkpoint_activations: bool = option(
         False, "keep only what lies between layers for the backward pass, and compute the rest again (host engine)"
     )

@@ -70,7 +70,7 @@ def _onednn_product(weight: Tensor, bias: Optional[Tensor], rows: int) -> RowPro
     assert multiply is not None, "the caller asks for it"
     if (rows > 1 or weight.dtype == torch.bfloat16) and reorder is not None:
         weight = reorder(weight, rows)
-    return lambda x: multiply(x, weight, bias, "none", [], "")
+    return lambda x: multiply(x, weight, bias)
 
 
 def onednn_reorder() -> Optional[Callable[..., Tensor]]:
@@ -79,14 +79,18 @@ def onednn_reorder() -> Optional[Callable[..., Tensor]]:
 
 
 @functools.lru_cache(maxsize=None)
-def onednn_linear() -> Optional[Callable[..., Tensor]]:
-    """A call of oneDNN that PyTorch keeps for its own compiler: of x, weight, bias, "none", [], "".
+def onednn_linear() -> Optional[Callable[[Tensor, Tensor, Optional[Tensor]], Tensor]]:
+    """A call of oneDNN, of x, weight and bias, that PyTorch keeps for its own compiler.
 
     None where this build has none; the one of PyTorch 2.0 knows no product without more to it.
     """
     linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+    def product(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+        return linear(x, weight, bias, "none", [], "")
+
     try:
-        linear(torch.zeros(1, 1), torch.zeros(1, 1), None, "none", [], "")
+        product(torch.zeros(1, 1), torch.zeros(1, 1), None)
     except (RuntimeError, TypeError):
         return None
-    return linear
+    return product

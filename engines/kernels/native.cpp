@@ -35,6 +35,14 @@ inline void store(BFloat16 &to, float value) { // to the nearest, or the even on
 inline long blocks_of(long n, long size) { return (n + size - 1) / size; }
 inline long end_of(long block, long n, long size) { return n < (block + 1) * size ? n : (block + 1) * size; }
 
+// All rows, block after block of them.
+template <typename Body> inline void for_rows(long rows, Body body) {
+#pragma omp parallel for schedule(static)
+  for (long block = 0; block < blocks_of(rows, block_rows); ++block)
+    for (long row = block * block_rows; row < end_of(block, rows, block_rows); ++row)
+      body(row, block);
+}
+
 // Sums over rows while they are made: a block of rows adds to `part(block)`, and `sum` adds up what all blocks have.
 class RowSums {
 public:
@@ -142,29 +150,26 @@ template <typename T>
 void layer_norm_gradient(const T *gradient, const float *x, const float *weight, const float *moments, float *of_x,
                          float *of_weight, float *of_bias, long rows, long width) {
   RowSums of_weights(rows, width), of_biases(rows, width);
-#pragma omp parallel for schedule(static)
-  for (long block = 0; block < blocks_of(rows, block_rows); ++block) {
+  for_rows(rows, [&](long row, long block) {
     float *weight_sums = of_weights.part(block), *bias_sums = of_biases.part(block);
-    for (long row = block * block_rows; row < end_of(block, rows, block_rows); ++row) {
-      const T *of_out = gradient + row * width;
-      const float *from = x + row * width;
-      float *to = of_x + row * width;
-      const float mean = moments[2 * row], scale = moments[2 * row + 1];
-      float sum = 0.f, along = 0.f;
+    const T *of_out = gradient + row * width;
+    const float *from = x + row * width;
+    float *to = of_x + row * width;
+    const float mean = moments[2 * row], scale = moments[2 * row + 1];
+    float sum = 0.f, along = 0.f;
 #pragma omp simd reduction(+ : sum, along)
-      for (long i = 0; i < width; ++i) {
-        const float of = load(of_out[i]), normal = (from[i] - mean) * scale;
-        weight_sums[i] += of * normal;
-        bias_sums[i] += of;
-        sum += of * weight[i];
-        along += of * weight[i] * normal;
-      }
-      const float shift = sum / float(width), slope = along / float(width);
-#pragma omp simd
-      for (long i = 0; i < width; ++i)
-        to[i] = scale * (load(of_out[i]) * weight[i] - shift - (from[i] - mean) * scale * slope);
+    for (long i = 0; i < width; ++i) {
+      const float of = load(of_out[i]), normal = (from[i] - mean) * scale;
+      weight_sums[i] += of * normal;
+      bias_sums[i] += of;
+      sum += of * weight[i];
+      along += of * weight[i] * normal;
     }
-  }
+    const float shift = sum / float(width), slope = along / float(width);
+#pragma omp simd
+    for (long i = 0; i < width; ++i)
+      to[i] = scale * (load(of_out[i]) * weight[i] - shift - (from[i] - mean) * scale * slope);
+  });
   of_weights.sum(of_weight);
   of_biases.sum(of_bias);
 }
@@ -182,30 +187,26 @@ template <typename T>
 void add_scaled_gradient(const float *gradient, const T *branch, const float *scale, T *of_branch, float *of_scale,
                          long rows, long width) {
   RowSums of_scales(rows, width);
-#pragma omp parallel for schedule(static)
-  for (long block = 0; block < blocks_of(rows, block_rows); ++block) {
+  for_rows(rows, [&](long row, long block) {
     float *sums = of_scales.part(block);
-    for (long row = block * block_rows; row < end_of(block, rows, block_rows); ++row)
 #pragma omp simd
-      for (long i = 0; i < width; ++i) {
-        const float of = gradient[row * width + i];
-        sums[i] += of * load(branch[row * width + i]);
-        store(of_branch[row * width + i], of * scale[i]);
-      }
-  }
+    for (long i = 0; i < width; ++i) {
+      const float of = gradient[row * width + i];
+      sums[i] += of * load(branch[row * width + i]);
+      store(of_branch[row * width + i], of * scale[i]);
+    }
+  });
   of_scales.sum(of_scale);
 }
 
 template <typename T> void sum_over_rows(const T *values, float *sum, long rows, long width) {
   RowSums sums(rows, width);
-#pragma omp parallel for schedule(static)
-  for (long block = 0; block < blocks_of(rows, block_rows); ++block) {
+  for_rows(rows, [&](long row, long block) {
     float *to = sums.part(block);
-    for (long row = block * block_rows; row < end_of(block, rows, block_rows); ++row)
 #pragma omp simd
-      for (long i = 0; i < width; ++i)
-        to[i] += load(values[row * width + i]);
-  }
+    for (long i = 0; i < width; ++i)
+      to[i] += load(values[row * width + i]);
+  });
   sums.sum(sum);
 }
 

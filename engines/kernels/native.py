@@ -38,8 +38,8 @@ def open_native() -> Optional[ctypes.CDLL]:
     compiler = shlex.split(os.environ.get("CXX") or "g++")
     try:
         return _load(compiler, cache_folder() / f"kernels-{_digest(compiler)}.so")
-    except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: a user without a home
+        said = ((getattr(error, "stderr", None) or "").strip() or str(error)).splitlines()
         _log.info("no compiled kernels, so steps on this CPU take longer; %s: %s", shlex.join(compiler), said[-1])
         return None
 
