@@ -21,7 +21,7 @@ ENGINE ?= ipu
 # Threads that wait asleep: spinning ones bring a busy machine to a halt.
 export OMP_WAIT_POLICY ?= passive
 
-CXX_FILES = $(shell find custom_ops engines tests/custom_ops -name '*.[ch]pp')
+CXX_FILES = $(shell find custom_ops native tests/custom_ops -name '*.[ch]pp')
 
 .PHONY: demo test check lint format test-sdk test-peers bench bench-gpu smoke-ipu custom_ops host-ops check-headers clean
 .PHONY: host-ops-for-tests

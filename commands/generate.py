@@ -15,11 +15,11 @@ from tqdm import tqdm
 from args import Settings
 from commands.options import GenerateOptions, PrimingOptions, RankingOptions
 from drawing import Drawn, complete_prompt, draw_pictures
-from engines.processor import has_bf16_instructions
 from models.options import SamplingOptions, TokenizerOptions
 from opening import open_text_to_image
 from pictures import labelled_grid, save_image, to_images
 from priming import known_tokens
+from processor import has_bf16_instructions
 from ranking import Ranker, best, open_ranker
 
 _GRID_CELLS = 64

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engines.kernels import native
+import native
 from models.precision import autocast_dtype
 from models.products import onednn_linear
 from models.transformer import ReversibleLayer

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+import native
 from engines.base import Batch, Inputs, as_inputs
 from engines.bfloat16 import Bfloat16Copies
-from engines.kernels import native, use_kernels
+from engines.kernels import use_kernels
 from engines.layers import checkpoint_layers, compile_layers
 from engines.loading import MicroBatches
 from engines.memory import estimate_memory, fitting_batch, measure_activations
 from engines.onednn import OneDnnLinear, can_be_compiled, is_faster, lay_out
 from engines.options import IpuOptions, TrainingOptions
-from engines.processor import cpu_flags, has_bf16_instructions
 from engines.sampler import Streamed, training_sampler
 from engines.updates import OnePassUpdate
 from large_pages import use_large_pages
@@ -34,6 +34,7 @@ from optim import (
     trainable_parameters,
 )
 from options import OptionError
+from processor import cpu_flags, has_bf16_instructions
 
 _log = logging.getLogger(__name__)
 _ONLY_ON_IPU = ("synthetic_data", "compile_only", "executable_cache_dir", "profile_dir")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from engines.kernels import native
+import native
 from models.products import onednn_linear
 
 

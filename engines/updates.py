@@ -8,8 +8,8 @@ from typing import Any, Dict, List, Optional
 import torch
 from torch import Tensor, nn
 
+import native
 from engines.bfloat16 import Bfloat16Copies
-from engines.kernels import native
 from optim import CLIP_EPSILON
 
 

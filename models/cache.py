@@ -5,20 +5,22 @@ at, so that attention reads one piece of memory with nothing else in it. A windo
 once, at the first write, in the type that the layer computes in.
 
 Legend: R rows of a batch, H heads, K head width, S positions of a sequence, T text positions with <bos>, I pixels, N
-places of a window, D width.
+places of a window, D width, A channels that turn with a position.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import native
 from models.patterns import Layout, Pattern
+from models.rotary import rotate
 
 ALIGNMENT = 8  # a window has a multiple of so many places: GPUs' fused attention asks for it
 
@@ -122,16 +124,30 @@ class KeyWindow:
     Args:
         tables: of the layer's pattern.
         rows, heads, width: R, H, K.
+        angles: cosines and sines (S, A) of the angles that queries, keys and values turn by; None: they do not.
     """
 
-    def __init__(self, tables: WindowTables, rows: int, heads: int, width: int) -> None:
-        self.tables, self.text_len = tables, tables.layout.text_len
+    def __init__(
+        self,
+        tables: WindowTables,
+        rows: int,
+        heads: int,
+        width: int,
+        angles: Optional[Tuple[Tensor, Tensor]] = None,
+    ) -> None:
+        self.tables, self.text_len, self.angles = tables, tables.layout.text_len, angles
 
         def room(places: int) -> Tensor:
             return torch.zeros(rows, 2, heads, places, width, device=tables.device, dtype=tables.dtype)
 
         self.window = room(tables.arrangement.size)
-        self.pixels = room(0 if tables.pixels is None else tables.layout.image_len)  # what is copied into the window
+        # those of pixels that a position may choose from: copied into the window, but by the kernel, which reads them
+        self.pixels = room(0 if tables.pixels is None else tables.layout.image_len)
+        self._kernel: Optional[Callable[..., None]] = None
+        if native.is_for(self.window):
+            turning = angles[0].shape[1] if angles else 0
+            sizes = rows, heads, self.window.shape[3], self.pixels.shape[3], width, turning
+            self._kernel = native.prepare("attend", tables.dtype, self.window, self.pixels, *sizes)
 
     def fill(self, k: Tensor, v: Tensor) -> None:
         """Store keys and values (R, H, n, K) of the first n positions."""
@@ -144,10 +160,31 @@ class KeyWindow:
         places, positions = (torch.tensor(list(each), device=k.device) for each in (last.keys(), last.values()))
         self.window.index_copy_(3, places, both.index_select(3, positions))
 
-    def attend(self, q: Tensor, keys_values: Tensor, place: Place) -> Tensor:
-        """Store a position's key and value (R, 2, H, K), and attend from its query (R, H, 1, K): (R, H, 1, K)."""
-        if place.number is None:
-            return self._attend_in_fixed_shape(q, keys_values[:, :, :, None], place)
+    def attend(self, qkv: Tensor, place: Place) -> Tensor:
+        """Store a position's key and value, and attend from its query: qkv (R, 3, H, K), not turned yet, to (R, H, K).
+
+        The kernel gives single precision.
+        """
+        angles = None if self.angles is None else tuple(map(place.row_of, self.angles))  # (1, A) each
+        if self._kernel is not None and place.number is not None:
+            out = torch.empty(qkv[:, 0].shape)
+            self._kernel(*(angles or (None, None)), qkv.float().contiguous(), *self._seen_from(place.number), out)
+            return out
+        if angles is not None:
+            qkv = rotate(qkv, *angles)
+        look = self._attend_in_fixed_shape if place.number is None else self._attend_in_slices
+        return look(qkv[:, 0, :, None], qkv[:, 1:], place)[:, :, 0]
+
+    def _seen_from(self, position: int) -> Tuple[int, int, Optional[Tensor], int]:
+        """For the kernel: where a position's own lie, how much of the window it sees, which pixels, and their count."""
+        pixel = position - self.text_len
+        if self.tables.pixels is None or pixel < 0:
+            return self.tables.arrangement.places[position], self.tables.arrangement.counts[position], None, 0
+        chosen = self.tables.pixels[pixel]
+        return pixel, self.text_len, chosen, len(chosen)
+
+    def _attend_in_slices(self, q: Tensor, keys_values: Tensor, place: Place) -> Tensor:
+        assert place.number is not None, "slices have a start"
         count, pixel = self.tables.arrangement.counts[place.number], place.number - self.text_len
         if self.tables.pixels is None or pixel < 0:
             self.window.select(3, self.tables.arrangement.places[place.number]).copy_(keys_values)
@@ -159,6 +196,7 @@ class KeyWindow:
         return F.scaled_dot_product_attention(q, keys, values)
 
     def _attend_in_fixed_shape(self, q: Tensor, keys_values: Tensor, place: Place) -> Tensor:
+        keys_values = keys_values[:, :, :, None]
         if self.tables.pixels is None:
             self.window.index_copy_(3, place.row_of(self.tables.places)[0], keys_values)
         else:

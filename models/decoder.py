@@ -10,7 +10,7 @@ Legend: R rows of a batch, T text positions with <bos>, I image tokens, D width,
 from __future__ import annotations
 
 import functools
-from typing import Callable, Optional, Tuple
+from typing import Any, Callable, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +20,11 @@ from models.cache import KeyWindow, LayerCache, Neighbours, Place, WindowTables
 from models.dalle import Dalle
 from models.patterns import Pattern
 from models.precision import autocast_dtype
-from models.products import RowProduct, row_product
-from models.rotary import rotate
+from models.products import added_product, gated_product, product
 from models.transformer import Layer, LayerScale
 
-Products = Callable[..., RowProduct]
-"""Makes the product of a weight and an optional bias."""
+Prepare = Callable[..., Callable[..., Tensor]]
+"""Prepares one of the products of `models.products` with a weight and a bias, for a decoder's type and rows."""
 
 
 class Decoder:
@@ -39,13 +38,13 @@ class Decoder:
     """
 
     def __init__(self, dalle: Dalle, rows: int) -> None:
-        self.dalle, self.layout = dalle, dalle.layout
+        self.dalle, self.layout, self.rows = dalle, dalle.layout, rows
         weight = dalle.to_logits.weight
         self.device, self.dtype = weight.device, autocast_dtype(weight.device.type) or weight.dtype
         # what several layers share is prepared once
-        self._product = functools.lru_cache(maxsize=None)(functools.partial(_make_product, rows, self.dtype))
+        self._prepare = functools.lru_cache(maxsize=None)(functools.partial(_prepare, self.dtype, rows))
         tables = functools.lru_cache(maxsize=None)(functools.partial(_make_tables, self.device, self.dtype))
-        self._layers = [_LayerStep(layer, tables, rows, self._product) for layer in dalle.layers]
+        self._layers = [_LayerStep(layer, tables, rows, self._prepare) for layer in dalle.layers]
         self._positions = torch.arange(self.layout.sequence_len, device=self.device)
         self._image_table, self._image_position = _image_embedding(dalle)
 
@@ -89,6 +88,10 @@ class Decoder:
         return self._to_image(self._normalised(x))
 
     def _run(self, x: Tensor, place: Place, is_pixel: bool) -> Tensor:
+        if len(x) != self.rows:
+            raise ValueError(
+                f"{len(x)} rows for a decoder of {self.rows}; make one of as many rows as there are tokens"
+            )
         if not self.dalle.options.reversible:
             for layer in self._layers:
                 x = layer.add_attention(x, x, place, is_pixel)
@@ -103,33 +106,35 @@ class Decoder:
     def _normalised(self, x: Tensor) -> Tensor:
         if self.dalle.options.stable:
             x = x / x.amax(dim=-1, keepdim=True)
-        return self.dalle.norm(x).to(self.dtype)
+        return self.dalle.norm(x)
 
     @functools.cached_property
-    def _to_text(self) -> RowProduct:
+    def _to_text(self) -> Callable[..., Tensor]:
         segment, to_logits = slice(0, self.dalle.text_vocab_size), self.dalle.to_logits
-        return self._product(to_logits.weight[segment], to_logits.bias[segment])
+        return self._prepare(product, to_logits.weight[segment], to_logits.bias[segment])
 
     @functools.cached_property
-    def _to_image(self) -> RowProduct:
+    def _to_image(self) -> Callable[..., Tensor]:
         segment, to_logits = slice(self.dalle.text_vocab_size, None), self.dalle.to_logits
-        return self._product(to_logits.weight[segment], to_logits.bias[segment])
+        return self._prepare(product, to_logits.weight[segment], to_logits.bias[segment])
 
 
 class _LayerStep:
     """One layer at one position; see `models.transformer.Layer`."""
 
     def __init__(
-        self, layer: nn.Module, make_tables: Callable[[Pattern], WindowTables], rows: int, product: Products
+        self, layer: nn.Module, make_tables: Callable[[Pattern], WindowTables], rows: int, prepare: Prepare
     ) -> None:
         assert isinstance(layer, Layer) and layer.attention.pattern is not None, "the layers of a Dalle"
         attention, feed_forward, tables = layer.attention, layer.feed_forward, make_tables(layer.attention.pattern)
-        self.layer, self.dtype, self.heads = layer, tables.dtype, attention.heads
-        self.to_qkv = product(attention.to_qkv.weight)
-        self.to_out = product(attention.to_out.weight, attention.to_out.bias)
-        self.to_inner = product(feed_forward.to_inner.weight, feed_forward.to_inner.bias)
-        self.from_inner = product(feed_forward.to_out.weight, feed_forward.to_out.bias)
-        keys = KeyWindow(tables, rows, attention.heads, attention.to_qkv.out_features // (3 * attention.heads))
+        self.layer, self.heads = layer, attention.heads
+        self.to_qkv = prepare(product, attention.to_qkv.weight, None)
+        self.add_out = _make_sum(prepare, attention.to_out, layer.attention_out_norm, layer.attention_scale)
+        self.to_inner = prepare(gated_product, feed_forward.to_inner.weight, feed_forward.to_inner.bias)
+        self.add_inner = _make_sum(prepare, feed_forward.to_out, layer.feed_forward_out_norm, layer.feed_forward_scale)
+        width = attention.to_qkv.out_features // (3 * attention.heads)
+        angles = (attention.cosines, attention.sines) if attention.rotary_emb else None
+        keys = KeyWindow(tables, rows, attention.heads, width, angles)
         self.cache = LayerCache(keys)
         if layer.shift is not None:
             make = functools.partial(layer.shift.new_neighbours, rows, tables.device, layer.attention_scale.scale.dtype)
@@ -137,22 +142,14 @@ class _LayerStep:
 
     def add_attention(self, x: Tensor, source: Tensor, place: Place, is_pixel: bool) -> Tensor:
         """x and what attention makes of `source`, (R, D) each."""
-        layer = self.layer
-        source = self._shifted(layer.attention_norm(source), self.cache.attention_inputs, place, is_pixel)
-        qkv = self.to_qkv(source.to(self.dtype)).unflatten(1, (3, self.heads, -1))  # (R, 3, H, K)
-        if layer.attention.rotary_emb:
-            qkv = rotate(qkv, place.row_of(layer.attention.cosines), place.row_of(layer.attention.sines))
-        out = self.cache.keys.attend(qkv[:, 0, :, None], qkv[:, 1:], place)  # (R, H, 1, K)
-        out = self.to_out(out.flatten(1))  # (R, D)
-        return _add(x, layer.attention_out_norm, layer.attention_scale, out)
+        source = self._shifted(self.layer.attention_norm(source), self.cache.attention_inputs, place, is_pixel)
+        qkv = self.to_qkv(source).unflatten(1, (3, self.heads, -1))  # (R, 3, H, K)
+        return self.add_out(x, self.cache.keys.attend(qkv, place).flatten(1))
 
     def add_feed_forward(self, x: Tensor, source: Tensor, place: Place, is_pixel: bool) -> Tensor:
         """x and what the feed-forward layer makes of `source`, (R, D) each."""
-        layer = self.layer
-        source = self._shifted(layer.feed_forward_norm(source), self.cache.feed_forward_inputs, place, is_pixel)
-        values, gates = self.to_inner(source.to(self.dtype)).chunk(2, dim=-1)
-        out = self.from_inner(values * F.gelu(gates))  # (R, D)
-        return _add(x, layer.feed_forward_out_norm, layer.feed_forward_scale, out)
+        source = self._shifted(self.layer.feed_forward_norm(source), self.cache.feed_forward_inputs, place, is_pixel)
+        return self.add_inner(x, self.to_inner(source))
 
     def _shifted(self, x: Tensor, earlier: Optional[Neighbours], place: Place, is_pixel: bool) -> Tensor:
         if self.layer.shift is None or earlier is None:
@@ -160,14 +157,22 @@ class _LayerStep:
         return (self.layer.shift.shift_pixel if is_pixel else self.layer.shift.shift_text)(x, earlier, place)
 
 
-def _add(x: Tensor, norm: nn.Module, scale: LayerScale, out: Tensor) -> Tensor:
-    if not isinstance(norm, nn.Identity):
-        out = norm(out.to(x.dtype))
-    return torch.addcmul(x, scale.scale, out)
+def _make_sum(
+    prepare: Prepare, linear: nn.Linear, norm: nn.Module, scale: LayerScale
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """What adds to x (R, D) the product of `linear` with what a branch ends in, normalised and scaled."""
+    if isinstance(norm, nn.Identity):
+        add = prepare(added_product, linear.weight, linear.bias)
+        return lambda x, inner: add(scale.scale, x, inner)
+    multiply = prepare(product, linear.weight, linear.bias)
+    return lambda x, inner: torch.addcmul(x, scale.scale, norm(multiply(inner).to(x.dtype)))
 
 
-def _make_product(rows: int, dtype: torch.dtype, weight: Tensor, bias: Optional[Tensor] = None) -> RowProduct:
-    return row_product(weight.to(dtype), None if bias is None else bias.to(dtype), rows)
+def _prepare(
+    dtype: torch.dtype, rows: int, make: Callable[..., Any], weight: Tensor, bias: Optional[Tensor]
+) -> Callable[..., Tensor]:
+    prepared: Callable[..., Tensor] = make(weight, bias, dtype, rows)
+    return prepared
 
 
 def _make_tables(device: torch.device, dtype: torch.dtype, pattern: Pattern) -> WindowTables:

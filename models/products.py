@@ -1,21 +1,20 @@
 """Products of a few rows with a matrix of weights, which take as long as reading the weights does.
 
 On a CPU the call and the layout of the weights decide how near to the memory's rate that is. Measured on two cores of
-an EPYC with 512-bit instructions, float32, GB/s of weights (PyTorch's linear / oneDNN / oneDNN on weights in its own
-order / a product of transposed parts):
+an EPYC with 512-bit instructions, ms for one position's products in 16 layers of 512 channels (336 MB in float32):
 
-| weights (out x in) | 1 row | 2 rows | 4 rows | 8 rows |
-| --- | --- | --- | --- | --- |
-| 3072 x 512 | 10 / 22 / 22 / **33** | 6 / 16 / 20 / **25** | 7 / 14 / **22** / 16 | 7 / 12 / **19** / 14 |
-| 512 x 2048 | 16 / **29** / **30** / 16 | 10 / **20** / **19** / 13 | 10 / 19 / **24** / 17 | 9 / 16 / **18** / 15 |
-| 1536 x 256 | 8 / 15 / 15 / **24** | 6 / 11 / 17 / **20** | 6 / 10 / **21** / 15 | 5 / 9 / **16** / 13 |
-| 256 x 1024 | 13 / 15 / 15 / 11 | 9 / **15** / **14** / 11 | 8 / 13 / **17** / 17 | 10 / 12 / **16** / 15 |
+| | 1 row | 2 rows | 4 rows | 8 rows | 16 rows | 32 rows |
+| --- | --- | --- | --- | --- | --- | --- |
+| float32, PyTorch's linear | 28 | 48 | 44 | 39 | 47 | 62 |
+| float32, oneDNN on weights in its own order | 14.7 | 15.4 | 13.2 | **14.2** | **18.4** | **29.8** |
+| float32, ours (`native/decoding.cpp`) | **10.1** | **9.9** | **10.7** | **14.2** | 20.1 | 31.5 |
+| bfloat16, PyTorch's linear | 11.2 | 10.8 | 12.3 | 13.9 | 17.2 | 22.5 |
+| bfloat16, oneDNN on weights in its own order | 8.1 | 7.6 | 6.5 | **7.7** | **10.0** | **15.9** |
+| bfloat16, ours | **5.5** | **4.7** | **6.0** | 11.8 | 18.9 | 32.7 |
 
-In bfloat16 oneDNN on weights in its own order takes 0.5 to 0.7 of the time of the best of these for any number of rows,
-and all other ways more. The rule below is made of this. It measures nothing by itself, so that a machine computes the
-same bits every time.
+The rule below is made of this. It measures nothing by itself, so that a machine computes the same bits every time.
 
-Legend: R rows, M width of the input, N of the output, P parts.
+Legend: R rows, M width of the input, N of the output, P panels.
 """
 
 from __future__ import annotations
@@ -27,54 +26,99 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RowProduct = Callable[[Tensor], Tensor]
-"""Multiplies rows (R, M) with a matrix of weights: (R, N)."""
-_MOST_ROWS_OF_PARTS = 2
-_LEAST_PART = 512  # outputs: shorter runs of memory are read no faster than whole rows of weights
+import native
+
+_PANEL = 16  # outputs, as `native/decoding.cpp` has it
+_MOST_ROWS = {torch.float32: 32, torch.bfloat16: 4}  # that our kernels are the fastest for
 
 
-def row_product(weight: Tensor, bias: Optional[Tensor], rows: int) -> RowProduct:
-    """The fastest product of `rows` rows with weights (N, M) and bias (N,), for as long as these stay as they are."""
-    weight, bias = weight.detach(), None if bias is None else bias.detach()
-    if weight.device.type == "cpu":
-        parts = torch.get_num_threads()
-        if rows <= _MOST_ROWS_OF_PARTS and weight.dtype != torch.bfloat16 and _can_be_parted(weight, parts):
-            return _product_of_parts(weight, bias, parts)
-        if weight.dtype in (torch.float32, torch.bfloat16) and onednn_linear() is not None:
-            return _onednn_product(weight, bias, rows)
-    return functools.partial(F.linear, weight=weight, bias=bias)
+def product(weight: Tensor, bias: Optional[Tensor], dtype: torch.dtype, rows: int) -> Callable[[Tensor], Tensor]:
+    """The fastest product of R rows with a matrix of weights, for as long as its tensors stay as they are.
+
+    Args:
+        weight, bias: (N, M) and (N,).
+        dtype: that the weights are brought to.
+        rows: R.
+
+    Returns:
+        What makes (R, N) of (R, M).
+    """
+    if _are_for_panels(weight, dtype, rows):
+        return _PanelProduct("multiply", weight, bias, dtype, rows)
+    return _linear(weight, bias, dtype, rows)
 
 
-def _can_be_parted(weight: Tensor, parts: int) -> bool:
-    outputs, inputs = weight.shape
-    return outputs > inputs and outputs % parts == 0 and outputs // parts >= _LEAST_PART
+def gated_product(weight: Tensor, bias: Tensor, dtype: torch.dtype, rows: int) -> Callable[[Tensor], Tensor]:
+    """As `product`; one half of what it gives times the GELU of the other: (R, M) to (R, N / 2)."""
+    if _are_for_panels(weight, dtype, rows):
+        return _PanelProduct("multiply_gated", weight, bias, dtype, rows, parts=2)
+    multiply = _linear(weight, bias, dtype, rows)
+
+    def gated(x: Tensor) -> Tensor:
+        values, gates = multiply(x).chunk(2, dim=-1)
+        return values * F.gelu(gates)
+
+    return gated
 
 
-def _product_of_parts(weight: Tensor, bias: Optional[Tensor], parts: int) -> RowProduct:
-    """One product a thread: of the rows with a transposed part of the weights, a copy of which is kept."""
-    outputs = len(weight)
-    transposed = weight.unflatten(0, (parts, -1)).transpose(1, 2).contiguous()  # (P, M, N / P)
-    added = None if bias is None else bias.view(parts, 1, -1)  # (P, 1, N / P)
-
-    def multiply(x: Tensor) -> Tensor:
-        x = x.expand(parts, *x.shape)
-        out = torch.bmm(x, transposed) if added is None else torch.baddbmm(added, x, transposed)  # (P, R, N / P)
-        return out.transpose(0, 1).reshape(-1, outputs)
-
-    return multiply
+def added_product(
+    weight: Tensor, bias: Tensor, dtype: torch.dtype, rows: int
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """As `product`; takes a scale (N,), what it adds the scaled product to, (R, N), and what it multiplies, (R, M)."""
+    if _are_for_panels(weight, dtype, rows):
+        return _PanelProduct("multiply_added", weight, bias, dtype, rows)
+    multiply = _linear(weight, bias, dtype, rows)
+    return lambda scale, before, x: torch.addcmul(before, scale, multiply(x))
 
 
-def _onednn_product(weight: Tensor, bias: Optional[Tensor], rows: int) -> RowProduct:
-    """By oneDNN; a copy of the weights in its own order is kept where that pays."""
-    reorder, multiply = onednn_reorder(), onednn_linear()
-    assert multiply is not None, "the caller asks for it"
-    if (rows > 1 or weight.dtype == torch.bfloat16) and reorder is not None:
-        weight = reorder(weight, rows)
-    return lambda x: multiply(x, weight, bias)
+def _are_for_panels(weight: Tensor, dtype: torch.dtype, rows: int) -> bool:
+    is_few = dtype in _MOST_ROWS and rows <= _MOST_ROWS[dtype]
+    return is_few and weight.dtype == torch.float32 and native.is_for(weight)
+
+
+class _PanelProduct:
+    """A product by a compiled kernel, in single precision whatever type the weights are brought to.
+
+    Args:
+        kernel: its name.
+        weight, bias, dtype, rows: see `product`.
+        parts: of the outputs, between which the kernel computes.
+    """
+
+    def __init__(
+        self, kernel: str, weight: Tensor, bias: Optional[Tensor], dtype: torch.dtype, rows: int, parts: int = 1
+    ) -> None:
+        self._size = rows, len(weight) // parts
+        self._panels = _in_panels(weight.detach().to(dtype), parts)
+        self._bias = None if bias is None else bias.detach().float().contiguous()
+        sizes = rows, weight.shape[1], len(weight) // parts
+        self._kernel = native.prepare(kernel, dtype, self._panels, self._bias, *sizes)
+
+    def __call__(self, *operands: Tensor) -> Tensor:
+        out = torch.empty(self._size)
+        self._kernel(*(operand.float().contiguous() for operand in operands), out)
+        return out
+
+
+def _in_panels(weight: Tensor, parts: int) -> Tensor:
+    """Weights (N, M) as a copy (parts, P, M, 16)."""
+    weight = weight.unflatten(0, (parts, -1))
+    weight = F.pad(weight, (0, 0, 0, -weight.shape[1] % _PANEL))
+    return weight.unflatten(1, (-1, _PANEL)).transpose(2, 3).contiguous()
+
+
+def _linear(weight: Tensor, bias: Optional[Tensor], dtype: torch.dtype, rows: int) -> Callable[[Tensor], Tensor]:
+    """By oneDNN, where PyTorch has its calls, on weights in its own order."""
+    weight, bias = weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype)
+    multiply, reorder = onednn_linear(), onednn_reorder()
+    if weight.device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16) or multiply is None:
+        return lambda x: F.linear(x.to(dtype), weight, bias)
+    ordered = weight if reorder is None else reorder(weight, rows)
+    return lambda x: multiply(x.to(dtype), ordered, bias)
 
 
 def onednn_reorder() -> Optional[Callable[..., Tensor]]:
-    """Another such call: a copy of a weight in the order that so many rows are multiplied with fastest."""
+    """A copy of a weight in the order that so many rows are multiplied with fastest, by a call as `onednn_linear`."""
     return getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
 
 

@@ -19,10 +19,11 @@ PROJECT = {path.stem for path in TOP} | FOLDERS
 
 # What the modules of a package may import of the project beside each other. Tests and benchmarks may import everything.
 MAY_IMPORT = {
-    "models": {"options"},
+    "native": {"processor"},
+    "models": {"options", "native"},
     "bpe": {"options"},
     "data": {"options", "bpe"},
-    "engines": {"options", "optim", "large_pages", "models", "ipu"},
+    "engines": {"options", "optim", "large_pages", "processor", "native", "models", "ipu"},
     "ipu": {"options", "models", "custom_ops"},
     "custom_ops": {"options", "models"},
     "commands": PROJECT - {"tests", "bench"},

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engines.kernels import native
+import native
 from models import transformer
 from models.precision import autocast_dtype
 

@@ -11,7 +11,7 @@ from typing import Tuple
 import torch
 from torch import Tensor
 
-from engines.kernels import native
+import native
 
 Weights = Tuple[Tensor, Tensor]
 """Scores or weights of columns before, G N rows in any shape (..., S), and of the own columns of groups (G, N, N)."""

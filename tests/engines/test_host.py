@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import engines.host
-import engines.processor
+import processor
 from checkpoint import CheckpointFolder, read_checkpoint
 from engines import open_engine
 from engines.host import HostEngine
 from engines.options import IpuOptions, TrainingOptions
-from engines.processor import cpu_flags, has_bf16_instructions
 from optim import make_optimizer
 from options import OptionError
+from processor import cpu_flags, has_bf16_instructions
 
 STEPS = 3
 GLOBAL_BATCH = 12
@@ -317,8 +317,8 @@ def test_fast_bfloat16_is_read_off_the_cpus_flags(
 ) -> None:
     if flags is not None:
         (tmp_path / "cpuinfo").write_text(f"processor : 0\n{flags}\n")
-    monkeypatch.setattr(engines.processor, "cpu_flags", lambda: cpu_flags(tmp_path / "cpuinfo"))
-    monkeypatch.setattr(engines.processor.platform, "machine", lambda: machine)
+    monkeypatch.setattr(processor, "cpu_flags", lambda: cpu_flags(tmp_path / "cpuinfo"))
+    monkeypatch.setattr(processor.platform, "machine", lambda: machine)
     assert has_bf16_instructions() is fast
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import engines.host
+import native
 from engines.bfloat16 import Bfloat16Copies
-from engines.kernels import native
 from engines.options import TrainingOptions
 from engines.updates import OnePassUpdate
 from optim import clip_gradients, in_memory_order, load_named_optimizer_state, make_optimizer, named_optimizer_state

@@ -1,8 +1,4 @@
-"""The kernels in C++ for CPUs, compiled for the machine when they are first wanted, with the C++ compiler that it has.
-
-They need no headers but the language's, so that a second is enough, and take their threads from PyTorch's own OpenMP.
-Where there is no compiler, or none that makes what can be loaded, engines do without them.
-"""
+"""The library of compiled kernels: how it is made, and how a kernel is called."""
 
 from __future__ import annotations
 
@@ -17,15 +13,17 @@ import shlex
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any, List, Optional, Tuple, Union
+from typing import Any, Callable, List, Optional, Union
 
 import torch
 from torch import Tensor
 
-from engines.processor import cpu_flags
+from processor import cpu_flags
 
 Argument = Union[Tensor, int, float, None]
-_SOURCE = Path(__file__).with_name("native.cpp")
+_FOLDER = Path(__file__).parent
+_SOURCES = [_FOLDER / "training.cpp", _FOLDER / "decoding.cpp"]
+_HEADERS = [_FOLDER / "numbers.h"]
 _FLAGS = ("-std=c++14", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 _WIDE_VECTORS = "-mprefer-vector-width=512"
 _TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -56,33 +54,20 @@ def is_for(*tensors: Tensor) -> bool:
 
 
 def run(name: str, dtype: torch.dtype, *args: Argument) -> None:
-    """Run a kernel of `native.cpp`.
+    """Run a kernel.
 
     Args:
         name, dtype: of the kernel, float32 or bfloat16; `is_for` has been asked.
         args: its arguments in order: tensors, gone through as they lie in memory; whole numbers for sizes; other
             numbers; None for a tensor that there is none of.
     """
-    getattr(open_native(), f"{name}_{_TYPES[dtype]}")(*map(_as_c, args))
+    prepare(name, dtype)(*args)
 
 
-def rows_of(t: Tensor) -> Tuple[int, int]:
-    """R and D of a tensor (..., D)."""
-    return t.numel() // max(t.shape[-1], 1), t.shape[-1]
-
-
-def sum_over_rows(t: Tensor) -> Tensor:
-    """The sum over rows of a tensor (..., D), in single precision: (D,)."""
-    total = torch.empty(t.shape[-1])
-    run("sum_over_rows", t.dtype, t, total, *rows_of(t))
-    return total
-
-
-def sum_of_squares(t: Tensor) -> float:
-    """The sum of the squares of all values."""
-    total = torch.empty((), dtype=torch.float64)
-    run("sum_of_squares", t.dtype, t, total, t.numel())
-    return float(total)
+def prepare(name: str, dtype: torch.dtype, *first: Argument) -> Callable[..., None]:
+    """A kernel whose first arguments are these at every call; see `run`. Whoever calls it keeps the tensors."""
+    kernel, given = getattr(open_native(), f"{name}_{_TYPES[dtype]}"), tuple(map(_as_c, first))
+    return lambda *args: kernel(*given, *map(_as_c, args))
 
 
 def _as_c(value: Argument) -> Any:
@@ -112,8 +97,9 @@ def _is_writable(folder: Path) -> bool:
 
 def _compile(compiler: List[str], folder: Path) -> Path:
     """Compile, and link without OpenMP: a second one beside PyTorch's would have threads of its own."""
-    compiled, library = str(folder / "native.o"), folder / "native.so"
-    for arguments in ([*_flags(), "-c", str(_SOURCE), "-o", compiled], ["-shared", compiled, "-o", str(library)]):
+    objects, library = [str(folder / f"{source.stem}.o") for source in _SOURCES], folder / "native.so"
+    compiling = [[*_flags(), "-c", str(source), "-o", made] for source, made in zip(_SOURCES, objects)]
+    for arguments in (*compiling, ["-shared", *objects, "-o", str(library)]):
         subprocess.run([*compiler, *arguments], check=True, capture_output=True, text=True)
     return library
 
@@ -124,5 +110,6 @@ def _flags() -> List[str]:
 
 def _digest(compiler: List[str]) -> str:
     """Of all that the library depends on."""
-    parts = [_SOURCE.read_text(encoding="utf-8"), *compiler, *_flags(), platform.machine(), *sorted(cpu_flags())]
+    texts = [path.read_text(encoding="utf-8") for path in (*_SOURCES, *_HEADERS)]
+    parts = [*texts, *compiler, *_flags(), platform.machine(), *sorted(cpu_flags())]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

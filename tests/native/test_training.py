@@ -1,19 +1,16 @@
-"""The compiled kernels against PyTorch in double precision, and how they are compiled and kept."""
+"""The compiled kernels of training steps against PyTorch in double precision."""
 
 from __future__ import annotations
 
-import ctypes
-import logging
 import shutil
-from pathlib import Path
-from typing import Any, Callable, Iterator, List, Tuple
+from typing import Callable, Iterator, List, Tuple
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engines.kernels import native
+import native
 from engines.kernels.gated_gelu import gated_gelu
 from engines.kernels.residual import add_scaled, layer_norm
 from engines.kernels.softmax import causal_softmax, causal_softmax_gradient
@@ -41,9 +38,6 @@ def assert_near(found: List[Tensor], wanted: List[Tensor], dtype: torch.dtype) -
         torch.testing.assert_close(
             one.double(), other.double(), rtol=0, atol=ROUNDING[dtype] * max(float(other.abs().max()), 1)
         )
-
-
-# ------------------------------------------------------------------------------------------------------------- kernels
 
 
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
@@ -151,58 +145,3 @@ def test_any_number_of_threads_gives_the_same_bits(threads: Callable[[int], None
 
     for one, other in zip(run(1), run(3)):
         assert torch.equal(one, other)
-
-
-# ----------------------------------------------------------------------------------------------------------- compiling
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[], Any]]:
-    """Open the library as a new process would, with a folder of its own to keep it in."""
-    monkeypatch.setattr(native, "cache_folder", lambda: tmp_path / "kept")
-    kept = native.open_native
-
-    def open_anew() -> Any:
-        kept.cache_clear()
-        return native.open_native()
-
-    yield open_anew
-    monkeypatch.undo()
-    kept.cache_clear()
-
-
-def test_the_library_is_compiled_once(
-    opened: Callable[[], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    assert opened() is not None
-    (library,) = (tmp_path / "kept").iterdir()
-    monkeypatch.setattr(native, "_compile", lambda *_: pytest.fail("compiled again"))
-    assert opened() is not None and list((tmp_path / "kept").iterdir()) == [library]
-
-
-def test_a_kept_library_that_cannot_be_loaded_is_compiled_anew(opened: Callable[[], Any], tmp_path: Path) -> None:
-    assert opened() is not None
-    (library,) = (tmp_path / "kept").iterdir()
-    library.unlink()  # not overwritten: it is loaded
-    library.write_bytes(b"no library")
-    assert opened() is not None
-    ctypes.CDLL(str(library))
-
-
-def test_without_a_folder_to_keep_it_in_the_library_is_compiled_all_the_same(
-    opened: Callable[[], Any], tmp_path: Path
-) -> None:
-    (tmp_path / "kept").write_text("a file")
-    assert opened() is not None
-
-
-@pytest.mark.parametrize("compiler", ["no-such-compiler", "false", "true"])
-def test_without_a_compiler_that_works_pytorch_computes(
-    opened: Callable[[], Any], compiler: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    wanted = results(gated_gelu, draw(3, 8))
-    monkeypatch.setenv("CXX", compiler)
-    with caplog.at_level(logging.INFO):
-        assert opened() is None
-    assert f"no compiled kernels, so steps on this CPU take longer; {compiler}" in caplog.text
-    assert_near(results(gated_gelu, draw(3, 8)), wanted, torch.float32)
