@@ -12,35 +12,50 @@ namespace {
 
 constexpr long most_rows = 4; // whose sums registers hold
 
-typedef float Lanes __attribute__((vector_size(lanes * sizeof(float))));
+#if defined(__AVX512F__)
+constexpr long vector_width = 16;
+#elif defined(__AVX__)
+constexpr long vector_width = 8;
+#else
+constexpr long vector_width = 4;
+#endif
+typedef float Vector __attribute__((vector_size(vector_width * sizeof(float))));
 
-template <typename T> inline Lanes load_lanes(const T *from) {
-  Lanes values;
-  for (long i = 0; i < lanes; ++i)
+template <typename T> inline Vector load_vector(const T *from) {
+  Vector values;
+  for (long i = 0; i < vector_width; ++i)
     values[i] = load(from[i]);
   return values;
 }
 
-// Products of a panel with some rows.
-template <long rows, typename T> inline void multiply_panel(const T *panel, const float *x, long inputs, Lanes *out) {
-  Lanes even[rows], odd[rows]; // two sums each: one alone would wait for its last addition
+// Products of a panel with some rows: (rows, 16).
+template <long rows, typename T> inline void multiply_panel(const T *panel, const float *x, long inputs, float *out) {
+  constexpr long vectors = lanes / vector_width;
+  constexpr long steps = vectors == 1 ? 2 : 1; // inputs at a time: a sum alone would wait for its last addition
+  Vector sums[rows][steps][vectors] = {};
+  long i = 0;
+  for (; i + steps <= inputs; i += steps)
+#pragma GCC unroll 2
+    for (long step = 0; step < steps; ++step)
+#pragma GCC unroll 4
+      for (long vector = 0; vector < vectors; ++vector) {
+        const Vector weights = load_vector(panel + (i + step) * lanes + vector * vector_width);
+#pragma GCC unroll 4
+        for (long row = 0; row < rows; ++row)
+          sums[row][step][vector] += weights * x[row * inputs + i + step];
+      }
+  for (; i < inputs; ++i)
+    for (long vector = 0; vector < vectors; ++vector)
+      for (long row = 0; row < rows; ++row)
+        sums[row][0][vector] += load_vector(panel + i * lanes + vector * vector_width) * x[row * inputs + i];
   for (long row = 0; row < rows; ++row)
-    even[row] = odd[row] = Lanes{};
-  for (long i = 0; i + 1 < inputs; i += 2) {
-    const Lanes first = load_lanes(panel + i * lanes), second = load_lanes(panel + (i + 1) * lanes);
-    for (long row = 0; row < rows; ++row) {
-      even[row] += first * x[row * inputs + i];
-      odd[row] += second * x[row * inputs + i + 1];
+    for (long vector = 0; vector < vectors; ++vector) {
+      const Vector sum = steps == 1 ? sums[row][0][vector] : sums[row][0][vector] + sums[row][steps - 1][vector];
+      std::memcpy(out + row * lanes + vector * vector_width, &sum, sizeof(sum));
     }
-  }
-  if (inputs % 2)
-    for (long row = 0; row < rows; ++row)
-      even[row] += load_lanes(panel + (inputs - 1) * lanes) * x[row * inputs + inputs - 1];
-  for (long row = 0; row < rows; ++row)
-    out[row] = even[row] + odd[row];
 }
 
-template <typename T> inline void multiply_panel(const T *panel, const float *x, long inputs, Lanes *out, long rows) {
+template <typename T> inline void multiply_panel(const T *panel, const float *x, long inputs, float *out, long rows) {
   switch (rows) {
   case 1:
     return multiply_panel<1>(panel, x, inputs, out);
@@ -62,14 +77,14 @@ inline void multiply_panels(const T *weights, const float *x, long rows, long in
   for (long panel = 0; panel < panels; ++panel)
     for (long start = 0; start < rows; start += most_rows) {
       const long count = rows - start < most_rows ? rows - start : most_rows;
-      Lanes products[sets][most_rows];
+      float products[sets][most_rows * lanes];
       for (long set = 0; set < sets; ++set)
         multiply_panel(weights + (set * panels + panel) * inputs * lanes, x + start * inputs, inputs, products[set],
                        count);
       const long first = panel * lanes, end = first + lanes < outputs ? first + lanes : outputs;
       for (long row = 0; row < count; ++row)
         for (long i = first; i < end; ++i)
-          use(start + row, i, [&](long set) { return products[set][row][i - first]; });
+          use(start + row, i, [&](long set) { return products[set][row * lanes + i - first]; });
     }
 }
 

@@ -38,7 +38,9 @@ def open_native() -> Optional[ctypes.CDLL]:
         return _load(compiler, cache_folder() / f"kernels-{_digest(compiler)}.so")
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: a user without a home
         said = ((getattr(error, "stderr", None) or "").strip() or str(error)).splitlines()
-        _log.info("no compiled kernels, so steps on this CPU take longer; %s: %s", shlex.join(compiler), said[-1])
+        _log.info(
+            "no compiled kernels, so steps and drawing on this CPU take longer; %s: %s", shlex.join(compiler), said[-1]
+        )
         return None
 
 

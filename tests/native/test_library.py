@@ -67,5 +67,5 @@ def test_without_a_compiler_that_works_pytorch_computes(
     monkeypatch.setenv("CXX", compiler)
     with caplog.at_level(logging.INFO):
         assert opened() is None
-    assert f"no compiled kernels, so steps on this CPU take longer; {compiler}" in caplog.text
+    assert f"no compiled kernels, so steps and drawing on this CPU take longer; {compiler}" in caplog.text
     torch.testing.assert_close((gated_gelu(inner), product(**sizes)(inner[:, :4])), wanted)
