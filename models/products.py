@@ -103,7 +103,9 @@ class _PanelProduct:
 def _in_panels(weight: Tensor, parts: int) -> Tensor:
     """Weights (N, M) as a copy (parts, P, M, 16)."""
     weight = weight.unflatten(0, (parts, -1))
-    weight = F.pad(weight, (0, 0, 0, -weight.shape[1] % _PANEL))
+    missing = -weight.shape[1] % _PANEL
+    if missing:  # padding copies, even by nothing
+        weight = F.pad(weight, (0, 0, 0, missing))
     return weight.unflatten(1, (-1, _PANEL)).transpose(2, 3).contiguous()
 
 

@@ -68,8 +68,8 @@ template <typename T> inline void multiply_panel(const T *panel, const float *x,
   }
 }
 
-// All products, panel after panel and a few rows at a time: `use(row, first output, its end, products)`, where products
-// are of `sets` panels that lie `panels` apart.
+// All products, panel after panel and a few rows at a time: `use(row, output, product)`, where `product(set)` is that
+// with the weights of a set (sets, P, M, 16).
 template <long sets, typename T, typename Use>
 inline void multiply_panels(const T *weights, const float *x, long rows, long inputs, long outputs, Use use) {
   const long panels = (outputs + lanes - 1) / lanes;
