@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ipu.simulator import hooks
 from ipu.simulator.arguments import Arguments, ArgumentsParser, check_same, flatten_output, rebuild_output
@@ -351,7 +352,8 @@ class PoplarExecutor:
 
     def __del__(self) -> None:
         if self.__dict__.get("_dirty") and self.__dict__.get("_device") is not None and not sys.is_finalizing():
-            self.copyWeightsToHost()
+            with _disable_current_modes():  # the garbage collector comes when it likes: perhaps while a model is traced
+                self.copyWeightsToHost()
 
     def _upload(self) -> None:
         _log.debug("Implicit copyWeightsToDevice()")

@@ -218,6 +218,21 @@ def test_a_destroyed_executor_leaves_a_plain_model_and_can_run_again() -> None:
     assert not torch.equal(plain.lin.weight, learned)
 
 
+def test_an_executor_collected_while_another_is_traced_leaves_its_weights() -> None:
+    class Collecting(Model):
+        def forward(self, x: Tensor, y: Optional[Tensor] = None) -> Any:
+            trained.clear()
+            gc.collect()
+            return super().forward(x, y)
+
+    model = Model().train()
+    before = model.lin.weight.detach().clone()
+    trained = [trainingModel(model, Options(), poptorch.optim.SGD(model.parameters(), lr=0.1))]
+    trained[0](*data())
+    inferenceModel(Collecting().eval())(data()[0])
+    assert not torch.equal(model.lin.weight, before)
+
+
 def test_destroying_before_compiling_leaves_the_model_wrapped() -> None:
     plain = Model()
     model = trainingModel(plain)
