@@ -133,21 +133,6 @@ template <typename T> inline float dot(const float *x, const T *y, long n) {
   return sum;
 }
 
-inline void softmax(float *scores, long n) {
-  float highest = -INFINITY, sum = 0.f;
-#pragma omp simd reduction(max : highest)
-  for (long i = 0; i < n; ++i)
-    highest = scores[i] > highest ? scores[i] : highest;
-#pragma omp simd reduction(+ : sum)
-  for (long i = 0; i < n; ++i) {
-    scores[i] = exp_of_negative(scores[i] - highest);
-    sum += scores[i];
-  }
-#pragma omp simd
-  for (long i = 0; i < n; ++i)
-    scores[i] /= sum;
-}
-
 // The keys and values of a head, as rows of two buffers: the first `begun` of one, and those of the other that `chosen`
 // names.
 template <typename T> struct Seen {
@@ -192,15 +177,15 @@ void attend(T *window, T *pixels, long rows, long heads, long places, long image
       const Seen<T> keys{in_window[0], in_pixels[0], chosen, begun, count, width};
       const Seen<T> values{in_window[1], in_pixels[1], chosen, begun, count, width};
       for (long i = 0; i < count; ++i)
-        weights[i] = dot(query, keys.row(i), width) * scale;
-      softmax(weights, count);
+        weights[i] = dot(query, keys.row(i), width);
+      const float sum = exponentiate(weights, count, scale);
       float *to = out + task * width;
       std::memset(to, 0, size_t(width) * sizeof(float));
       for (long i = 0; i < count; ++i) {
         const T *from = values.row(i);
 #pragma omp simd
         for (long channel = 0; channel < width; ++channel)
-          to[channel] += weights[i] * load(from[channel]);
+          to[channel] += weights[i] / sum * load(from[channel]);
       }
     }
   }

@@ -41,6 +41,20 @@ inline float exp_of_negative(float x) {
   return (series * rest * rest + rest + 1.f) * reinterpret<float>((reinterpret<uint32_t>(sum) + 127u) << 23);
 }
 
+// Scores become exp(scale * (score - highest)), which a softmax divides by their sum.
+inline float exponentiate(float *scores, long n, float scale) {
+  float highest = -INFINITY, sum = 0.f;
+#pragma omp simd reduction(max : highest)
+  for (long i = 0; i < n; ++i)
+    highest = scores[i] > highest ? scores[i] : highest;
+#pragma omp simd reduction(+ : sum)
+  for (long i = 0; i < n; ++i) {
+    scores[i] = exp_of_negative((scores[i] - highest) * scale);
+    sum += scores[i];
+  }
+  return sum;
+}
+
 // exp(-x * x / 2), from which both the normal distribution and its density are made.
 inline float bell(float x) { return exp_of_negative(-0.5f * x * x); }
 

@@ -1,4 +1,4 @@
-// What a training step does beside its matrix products, in one pass over memory each. For CPUs; native.py compiles it.
+// What a training step does beside its matrix products, in one pass over memory each. For CPUs; library.py compiles it.
 // A value is computed in float, whatever type it is kept in.
 //
 // Legend: R rows, D width. Sums are made of parts, one a block of rows or values: so they are the same for any number
@@ -190,15 +190,7 @@ template <typename T> void causal_softmax(T *before, T *scores, long rows, long 
       const long seen = row % width + 1;
       const long split = load_padded(first, powers, before_width, -INFINITY);
       const long end = split + load_padded(second, powers + split, seen, -INFINITY);
-      float highest = -INFINITY, sum = 0.f;
-#pragma omp simd reduction(max : highest)
-      for (long i = 0; i < end; ++i)
-        highest = powers[i] > highest ? powers[i] : highest;
-#pragma omp simd reduction(+ : sum)
-      for (long i = 0; i < end; ++i) {
-        powers[i] = exp_of_negative((powers[i] - highest) * scale);
-        sum += powers[i];
-      }
+      const float sum = exponentiate(powers, end, scale);
       store_scaled(first, powers, 1.f / sum, before_width);
       store_scaled(second, powers + split, 1.f / sum, seen);
       std::memset(second + seen, 0, size_t(width - seen) * sizeof(T));
