@@ -176,7 +176,7 @@ class KeyWindow:
         return look(qkv[:, 0, :, None], qkv[:, 1:], place)[:, :, 0]
 
     def _seen_from(self, position: int) -> Tuple[int, int, Optional[Tensor], int]:
-        """For the kernel: where a position's own lie, how much of the window it sees, which pixels, and their count."""
+        """Where a position's own lie, how much of the window it sees, and which pixels behind that, and how many."""
         pixel = position - self.text_len
         if self.tables.pixels is None or pixel < 0:
             return self.tables.arrangement.places[position], self.tables.arrangement.counts[position], None, 0
@@ -185,14 +185,13 @@ class KeyWindow:
 
     def _attend_in_slices(self, q: Tensor, keys_values: Tensor, place: Place) -> Tensor:
         assert place.number is not None, "slices have a start"
-        count, pixel = self.tables.arrangement.counts[place.number], place.number - self.text_len
-        if self.tables.pixels is None or pixel < 0:
-            self.window.select(3, self.tables.arrangement.places[place.number]).copy_(keys_values)
+        own, begun, chosen, count = self._seen_from(place.number)
+        if chosen is None:
+            self.window.select(3, own).copy_(keys_values)
         else:
-            self.pixels.select(3, pixel).copy_(keys_values)
-            seen = self.pixels.index_select(3, self.tables.pixels[pixel])
-            self.window.narrow(3, self.text_len, count - self.text_len).copy_(seen)
-        keys, values = self.window.narrow(3, 0, count).unbind(1)
+            self.pixels.select(3, own).copy_(keys_values)
+            self.window.narrow(3, begun, count).copy_(self.pixels.index_select(3, chosen))
+        keys, values = self.window.narrow(3, 0, begun + count).unbind(1)
         return F.scaled_dot_product_attention(q, keys, values)
 
     def _attend_in_fixed_shape(self, q: Tensor, keys_values: Tensor, place: Place) -> Tensor:
