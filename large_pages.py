@@ -16,11 +16,13 @@ from typing import Tuple
 
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _PAGE = 2**21
+_BLOCK = 2**30  # the C library writes at the head of each, and the 2 MiB around that stay small pages
 _MOST_RESERVED = 2**36
 # of <malloc.h>
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _NEVER_TRIM = -1
 _MMAP_THRESHOLDS = (2**31 - 1, 2**25)  # the second is the most that a glibc before 2.35 takes
+_DEFAULT_MMAP_MAX = 2**16
 
 
 @functools.lru_cache(maxsize=None)
@@ -40,32 +42,30 @@ def use_large_pages(setting: Path = _SETTING) -> int:
     if platform.libc_ver()[0] != "glibc" or _memory_is_promised():
         return 0
     libc = _libc()
-    accepted = next((threshold for threshold in _MMAP_THRESHOLDS if libc.mallopt(_MMAP_THRESHOLD, threshold)), None)
-    if accepted is None:
+    if not any(libc.mallopt(_MMAP_THRESHOLD, threshold) for threshold in _MMAP_THRESHOLDS):
         return 0
     libc.mallopt(_TRIM_THRESHOLD, _NEVER_TRIM)
-    start, end = _grow_heap(libc, accepted // 2)
+    start, end = _grow_heap(libc)
     start, end = -(-start // _PAGE) * _PAGE, end // _PAGE * _PAGE
     if end <= start or libc.madvise(start, end - start, mmap.MADV_HUGEPAGE):
         return 0
     return end - start
 
 
-def _grow_heap(libc: ctypes.CDLL, size: int) -> Tuple[int, int]:
-    """The first and last address by which the heap has grown, by blocks of this size; all of it is free.
-
-    The C library writes at the head of each block, and the 2 MiB around that stay small pages: large blocks spare them.
-    """
+def _grow_heap(libc: ctypes.CDLL) -> Tuple[int, int]:
+    """The first and last address by which the heap has grown; all of it is free."""
     start = libc.sbrk(0)
     blocks = []
+    libc.mallopt(_MMAP_MAX, 0)  # blocks of any size come from the heap
     wanted = min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), _MOST_RESERVED)
-    for _ in range(wanted // size):
-        block = libc.malloc(size)
+    for _ in range(wanted // _BLOCK):
+        block = libc.malloc(_BLOCK)
         if not block:  # a limit of the process
             break
         blocks.append(block)
     for block in blocks:
         libc.free(block)
+    libc.mallopt(_MMAP_MAX, _DEFAULT_MMAP_MAX)
     return start, libc.sbrk(0)
 
 
